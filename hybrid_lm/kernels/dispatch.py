@@ -1,0 +1,55 @@
+"""Which implementation of an operation runs: the best that can, or the one that was named."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import jax
+
+from hybrid_lm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One choice per operation; None takes the best that supports the device and shapes."""
+
+    attention: Literal["cudnn", "xla", "reference"] | None = None
+    """Softmax attention: cuDNN's fused kernel (GPU, bf16), blocks with online softmax, or naive."""
+    ssd: Literal["xla", "reference"] | None = None
+    """State-space duality (Mamba-2, linear attention): chunked matrix products, or step by step."""
+    diagonal_scan: Literal["xla", "reference"] | None = None
+    """Diagonal recurrences (Mamba, S4D): two-level scan over chunks, or step by step."""
+
+
+def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
+    """Pick an implementation of ``op``.
+
+    ``obstacles`` lists the implementations best first, each with the reason why it cannot run
+    here, or None if it can. Says once per outcome in the log what was picked and why.
+
+    Raises:
+        UserError: if ``named`` cannot run; there is no silent fall-back.
+    """
+    if named is not None:
+        obstacle = obstacles[named]
+        if obstacle is not None:
+            raise UserError(f"{op} implementation {named!r} cannot run here: {obstacle}")
+        return named
+    picked = next(name for name, obstacle in obstacles.items() if obstacle is None)
+    passed = [f"{name}: {why}" for name, why in obstacles.items() if why is not None]
+    _announce(op, picked, "; ".join(passed))
+    return picked
+
+
+@cache
+def _announce(op: str, picked: str, passed: str) -> None:
+    log.info("%s: using %s%s", op, picked, f" (not {passed})" if passed else "")
+
+
+def on_gpu() -> bool:
+    """Whether the default device is a GPU."""
+    return jax.default_backend() == "gpu"

@@ -1,0 +1,74 @@
+"""Parameters, projections and norms shared by the mixers and the model."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Initializer = Callable[..., jax.Array]
+
+
+def fan_in(size: int) -> Initializer:
+    """Truncated normal with standard deviation 1/sqrt(size), for ``size`` summed inputs."""
+    return nnx.initializers.truncated_normal(stddev=size**-0.5)
+
+
+def symmetric_uniform(bound: float) -> Initializer:
+    """Uniform on [-bound, bound)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def param(
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: Initializer,
+    *,
+    decay: bool = True,
+) -> nnx.Param:
+    """A float32 parameter.
+
+    Args:
+        axes: logical axis of each dimension (see `hybrid_lm.sharding`); None is never sharded.
+        init: ``init(key, shape, dtype)``.
+        decay: whether weight decay applies (not for norms, biases, A, D and step parameters).
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} axes for a parameter of shape {shape}")
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, decay=decay)
+
+
+def project(spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
+    """``jnp.einsum`` of activations with a parameter, in the dtype of the activations."""
+    exact = x.dtype == jnp.float32
+    return jnp.einsum(
+        spec,
+        x,
+        weight[...].astype(x.dtype),
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+    )
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """``x / sqrt(mean(x^2) + epsilon) * scale`` over the last dimension, computed in float32.
+
+    Zhang & Sennrich 2019 (arXiv 1910.07467).
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * inverse * scale).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with a learned scale."""
+
+    def __init__(self, size: int, axis: str | None, rngs: nnx.Rngs):
+        self.scale = param(rngs, (size,), (axis,), nnx.initializers.ones, decay=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.scale[...])

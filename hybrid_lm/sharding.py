@@ -1,0 +1,78 @@
+"""One device mesh (data, seq, model) and the rules that map logical axes to it.
+
+Parameters are sharded over ``data`` (fully sharded data parallelism) and ``model`` (tensor
+parallelism), activations over ``data`` (rows) and ``seq`` (positions). A dimension that an axis does
+not divide stays whole.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hybrid_lm.errors import UserError
+
+RULES: Mapping[str, str] = {
+    "batch": "data",
+    "length": "seq",
+    "embed": "data",
+    "heads": "model",
+    "inner": "model",
+    "mlp": "model",
+    "vocab": "model",
+}
+"""Logical axis -> mesh axis; a logical axis not named here is never sharded."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; their product is the number of devices."""
+
+    data: int = -1
+    """Rows of the batch and shards of the parameters. -1: all devices the others leave."""
+    seq: int = 1
+    """Pieces of each row."""
+    model: int = 1
+    """Pieces of heads, inner channels, feed-forward and vocabulary."""
+
+    def build(self) -> Mesh:
+        """The mesh over all devices (of all hosts).
+
+        Raises:
+            UserError: if the axes do not multiply to the number of devices.
+        """
+        devices = jax.device_count()
+        data = devices // (self.seq * self.model) if self.data == -1 else self.data
+        if data * self.seq * self.model != devices:
+            raise UserError(
+                f"mesh data={self.data} seq={self.seq} model={self.model} does not fill "
+                f"{devices} device(s)"
+            )
+        shape, names = (data, self.seq, self.model), ("data", "seq", "model")
+        return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+    """Where the dimensions of an array with these logical axes go; what does not divide is whole."""
+    entries = []
+    for axis, size in zip(axes, shape, strict=True):
+        name = RULES.get(axis) if axis else None
+        entries.append(name if name and size % mesh.shape[name] == 0 else None)
+    return PartitionSpec(*entries)
+
+
+def shardings(axes_tree: Any, shape_tree: Any, mesh: Mesh) -> Any:
+    """`NamedSharding` for every leaf of a tree of arrays and the matching tree of logical axes."""
+    return jax.tree.map(
+        lambda leaf, axes: NamedSharding(mesh, spec(axes, leaf.shape, mesh)), shape_tree, axes_tree
+    )
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Pin an activation to the mesh in use; nothing without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
