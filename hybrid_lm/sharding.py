@@ -1,8 +1,8 @@
 """One device mesh (data, seq, model) and the rules that map logical axes to it.
 
 Parameters are sharded over ``data`` (fully sharded data parallelism) and ``model`` (tensor
-parallelism), activations over ``data`` (rows) and ``seq`` (positions). A dimension that an axis does
-not divide stays whole.
+parallelism), activations over ``data`` (rows) and ``seq`` (positions). A dimension that an axis
+does not divide stays whole.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ class MeshConfig:
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
-    """Where the dimensions of an array with these logical axes go; what does not divide is whole."""
+    """Mesh axis of each dimension of an array; None where the rules or the size say whole."""
     entries = []
     for axis, size in zip(axes, shape, strict=True):
         name = RULES.get(axis) if axis else None

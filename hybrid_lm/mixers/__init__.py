@@ -1,7 +1,7 @@
 """Causal sequence mixers behind one contract (`hybrid_lm.mixers.base`).
 
-To add one: write ``hybrid_lm/mixers/KEY.py`` with a registered config and its module, and import the
-config here.
+To add one: write ``hybrid_lm/mixers/KEY.py`` with a registered config and its module, and import
+the config here.
 """
 
 from hybrid_lm.mixers.attention import Attention

@@ -163,10 +163,10 @@ class MixerConfig:
 _REGISTRY: dict[str, type[MixerConfig]] = {}
 
 
-def register(key: str) -> Callable[[type[MixerConfig]], type[MixerConfig]]:
+def register[T: MixerConfig](key: str) -> Callable[[type[T]], type[T]]:
     """Class decorator: make a config known under ``key`` (the stem of its file)."""
 
-    def add(config: type[MixerConfig]) -> type[MixerConfig]:
+    def add(config: type[T]) -> type[T]:
         if key in _REGISTRY:
             raise ValueError(f"mixer {key!r} is registered twice")
         config.key = key

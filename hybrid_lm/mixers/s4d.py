@@ -39,7 +39,7 @@ class S4D(MixerConfig):
 
     def flops_per_token(self, width: int, length: int) -> float:
         del length
-        # Per complex state: complex product and real addition (7), real part of a product and sum (4).
+        # Per complex state: complex product and real addition (7), real part of a product (4).
         return 11 * width * self.state_size / 2 + 4 * width * width
 
 
@@ -63,9 +63,9 @@ class S4DMixer(nnx.Module):
         shape = (width, pairs)
         self.log_step = param(rngs, (width,), ("inner",), log_steps, decay=False)
         self.log_minus_a_real = param(
-            rngs, shape, by_state, constant(np.log(-a_N.real)), decay=False
+            rngs, shape, by_state, constant(np.log(-np.real(a_N))), decay=False
         )
-        self.a_imag = param(rngs, shape, by_state, constant(a_N.imag), decay=False)
+        self.a_imag = param(rngs, shape, by_state, constant(np.imag(a_N)), decay=False)
         self.c_real = param(rngs, shape, by_state, normal, decay=False)
         self.c_imag = param(rngs, shape, by_state, normal, decay=False)
         self.skip = param(rngs, (width,), ("inner",), nnx.initializers.ones, decay=False)

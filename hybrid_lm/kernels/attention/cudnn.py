@@ -5,6 +5,8 @@ and -1 in all unused entries, the last entry always unused; an end offset there 
 rows.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -47,6 +49,7 @@ def attention(
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
+    assert max_segments is not None, "see obstacle()"
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     length = q_BLHK.shape[1]
@@ -61,7 +64,7 @@ def attention(
 
     start_BM, size_BM = jax.vmap(layout)(is_start_BL)
     offset_BM = jnp.pad(start_BM, ((0, 0), (0, 1)), constant_values=-1)
-    y_BLHP = fused.dot_product_attention(
+    y_BLHP: Any = fused.dot_product_attention(
         q_BLHK,
         k_BLGK,
         v_BLGP,
