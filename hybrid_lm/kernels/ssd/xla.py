@@ -30,9 +30,10 @@ def ssd(
     k = cut(k_BLGN)
     v = cut(v_BLHP.reshape(batch, length, groups, heads // groups, -1))
     if log_decay_BLH is None:
-        log_decay_BLH = jnp.zeros((batch, length, heads), wide)
-    log_decay = cut(log_decay_BLH.astype(wide).reshape(batch, length, groups, -1))
-    total = jnp.cumsum(log_decay, axis=2)  # log decay from before the chunk up to each token
+        total = jnp.zeros(v.shape[:-1], wide)
+    else:
+        log_decay = cut(log_decay_BLH.astype(wide).reshape(batch, length, groups, -1))
+        total = jnp.cumsum(log_decay, axis=2)  # log decay from before the chunk to each token
     runs = jnp.zeros((batch, total.shape[1], size), jnp.int32)
     if resets_BL is not None:
         runs = jnp.cumsum(cut(resets_BL), axis=2)  # starts of documents in the chunk so far
