@@ -3,6 +3,7 @@
 The command ``python -m hybrid_lm.data.prepare --source ...`` does it ahead of training.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -179,9 +180,12 @@ def _progress(documents: Documents, split: str) -> Iterator[list[tuple[str, str]
 def _publish(built: Path, directory: Path) -> None:
     """Put a finished corpus in its place in one step, unless another process did so meanwhile."""
     while True:
-        with suppress(OSError):  # a directory that holds files cannot be renamed over
+        try:
             os.rename(built, directory)
             return
+        except OSError as error:  # a directory that holds files is not renamed over
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
         try:
             Corpus(directory)
             return

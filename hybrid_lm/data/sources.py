@@ -207,12 +207,13 @@ def _hub(source: str, text_column: str) -> Source:
             tables = load_dataset(repo_id, config_name or None)
         except Exception as error:  # from the network, the Hub, or any format's library
             raise UserError(f"{source}: cannot be loaded: {_one_line(error)}") from error
-        texts = {
-            str(name): _named_texts(table, text_column, source) for name, table in tables.items()
-        }
+        found = [str(name) for name in tables]
+        chosen = [name for name in found if _split_of(name)] or found
         return {
-            split: concatenate_datasets([texts[name] for name in names])
-            for split, names in _by_split({name: name for name in texts}, source).items()
+            split: concatenate_datasets(
+                [_named_texts(tables[name], text_column, source) for name in names]
+            )
+            for split, names in _by_split({name: name for name in chosen}, source).items()
         }
 
     return Source(repo_id, hashlib.sha256(source.encode()).hexdigest(), load)
