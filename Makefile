@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 
-.PHONY: setup test test-fast lint train clean
+.PHONY: setup test test-fast test-gpu lint train clean
 
 setup: $(VENV)/.ready
 
@@ -32,3 +32,6 @@ train: setup
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+
+test-gpu: setup
+	$(BIN)/python -m pytest -q tests/gpu

@@ -21,8 +21,10 @@ class Implementation:
     """Softmax attention: cuDNN's fused kernel (GPU, bf16), blocks with online softmax, or naive."""
     ssd: Literal["xla", "reference"] | None = None
     """State-space duality (Mamba-2, linear attention): chunked matrix products, or step by step."""
-    diagonal_scan: Literal["xla", "reference"] | None = None
-    """Diagonal recurrences (Mamba, S4D): two-level scan over chunks, or step by step."""
+    selective_scan: Literal["pallas", "xla", "reference"] | None = None
+    """Mamba's recurrence: GPU kernels, two-level scan over chunks, or step by step."""
+    s4d_scan: Literal["xla", "reference"] | None = None
+    """S4D's recurrence: two-level scan over chunks, or step by step."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

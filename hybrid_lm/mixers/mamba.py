@@ -99,7 +99,7 @@ class MambaMixer(nnx.Module):
             resets_BL,
             None if state is None else state["ssm"],
             chunk_size=self.config.chunk_size,
-            implementation=ctx.implementation.diagonal_scan,
+            implementation=ctx.implementation.selective_scan,
         )
         y_BLE = (y_BLE + self.skip[...] * u_BLE).astype(x_BLD.dtype)
         y_BLE *= jax.nn.silu(project("bld,de->ble", x_BLD, self.z))

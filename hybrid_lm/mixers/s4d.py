@@ -85,7 +85,7 @@ class S4DMixer(nnx.Module):
             ctx.resets_BL(None if state is None else state["segment"]),
             None if state is None else state["ssm"],
             chunk_size=self.config.chunk_size,
-            implementation=ctx.implementation.diagonal_scan,
+            implementation=ctx.implementation.s4d_scan,
         )
         y_BLD = jax.nn.gelu((y_BLD + self.skip[...] * x_BLD).astype(x_BLD.dtype))
         gate_BLD = jax.nn.sigmoid(project("ble,ed->bld", y_BLD, self.gate))

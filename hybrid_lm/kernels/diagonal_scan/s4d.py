@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from hybrid_lm.kernels.diagonal_scan import reference, xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
-from hybrid_lm.kernels.diagonal_scan.run import run
+from hybrid_lm.kernels.dispatch import choose
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,6 @@ def s4d_scan(
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *c_DN.shape), c_DN.dtype)
     x = {"u": u_BLD.astype(wide), "step": jnp.ones(u_BLD.shape[:2], wide)}
     recurrence = _S4D(log_decay_DN, c_DN)
-    return run(recurrence, x, resets_BL, initial_state_BDN, chunk_size, implementation)
+    if choose("s4d_scan", implementation, {"xla": None, "reference": None}) == "reference":
+        return reference.scan(recurrence, x, resets_BL, initial_state_BDN)
+    return xla.scan(recurrence, x, resets_BL, initial_state_BDN, chunk_size=chunk_size)

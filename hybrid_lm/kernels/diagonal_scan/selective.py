@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from hybrid_lm.kernels.diagonal_scan import reference, selective_gpu, xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
-from hybrid_lm.kernels.diagonal_scan.run import run
+from hybrid_lm.kernels.dispatch import choose
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,15 @@ def selective_scan(
     wide = jnp.promote_types(u_BLE.dtype, jnp.float32)
     if initial_state_BEN is None:
         initial_state_BEN = jnp.zeros((u_BLE.shape[0], *a_EN.shape), wide)
+    obstacles = {"pallas": selective_gpu.obstacle(u_BLE, a_EN), "xla": None, "reference": None}
+    chosen = choose("selective_scan", implementation, obstacles)
+    if chosen == "pallas":
+        return selective_gpu.selective_scan(
+            u_BLE, step_BLE, a_EN, b_BLN, c_BLN, resets_BL, initial_state_BEN
+        )
     x = {"u": u_BLE, "step": step_BLE, "b": b_BLN, "c": c_BLN}
     x = {name: value.astype(wide) for name, value in x.items()}
     recurrence = _Selective(a_EN.astype(wide))
-    return run(recurrence, x, resets_BL, initial_state_BEN, chunk_size, implementation)
+    if chosen == "reference":
+        return reference.scan(recurrence, x, resets_BL, initial_state_BEN)
+    return xla.scan(recurrence, x, resets_BL, initial_state_BEN, chunk_size=chunk_size)

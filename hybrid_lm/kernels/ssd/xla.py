@@ -3,6 +3,8 @@
 Section 6 of Dao & Gu 2024 (arXiv 2405.21060). Memory is O(L (C + N P / C)) per head.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -29,14 +31,15 @@ def ssd(
     q = cut(q_BLGN)
     k = cut(k_BLGN)
     v = cut(v_BLHP.reshape(batch, length, groups, heads // groups, -1))
+    resets = None if resets_BL is None else cut(resets_BL)
     if log_decay_BLH is None:
         total = jnp.zeros(v.shape[:-1], wide)
     else:
-        log_decay = cut(log_decay_BLH.astype(wide).reshape(batch, length, groups, -1))
-        total = jnp.cumsum(log_decay, axis=2)  # log decay from before the chunk to each token
+        log_decay = log_decay_BLH.astype(wide).reshape(batch, length, groups, -1)
+        total = _sum_decays(cut(log_decay), resets)
     runs = jnp.zeros((batch, total.shape[1], size), jnp.int32)
-    if resets_BL is not None:
-        runs = jnp.cumsum(cut(resets_BL), axis=2)  # starts of documents in the chunk so far
+    if resets is not None:
+        runs = jnp.cumsum(resets, axis=2)  # starts of documents in the chunk so far
     last_run = runs[:, :, -1:]
 
     # Inside a chunk: masked, decayed scores. The mask comes before exp: no overflow, no 0 * inf.
@@ -44,6 +47,7 @@ def ssd(
     seen = (place[:, None] >= place) & (runs[..., :, None] == runs[..., None, :])
     total_h = jnp.moveaxis(total, 2, -1)  # [B, chunks, G, R, C]
     gap = total_h[..., :, None] - total_h[..., None, :]
+    gap = jnp.where(gap > 0, 0.0, gap)  # above 0 only by rounding
     decay = jnp.exp(jnp.where(seen[:, :, None, None], gap, -jnp.inf))
     scores = einsum_f32("bcign,bcjgn->bcgij", q, k)
     weights = (scores[:, :, :, None] * decay).astype(v.dtype)
@@ -69,3 +73,24 @@ def ssd(
     y += einsum_f32("bcign,bcgrnp->bcigrp", q, before) * from_start[..., None]
     y_BLHP = y.reshape(batch, -1, heads, y.shape[-1])[:, :length]
     return y_BLHP, states[:, -1].reshape(initial_state_BHNP.shape)
+
+
+def _sum_decays(log_decay: jax.Array, resets: jax.Array | None) -> jax.Array:
+    """Log decay from before the chunk, or from the start of the document in it, to each token.
+
+    Both are [B, chunks, C, ...]. A plain cumulative sum would let the rounding of one document
+    depend on the documents before it.
+    """
+    # The sums are subtracted later: logs below those of underflow would only cost precision.
+    log_decay = jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny) - 1)
+    if resets is None:
+        return jnp.cumsum(log_decay, axis=2)
+
+    def join(left, right):
+        starts, total = right
+        return left[0] | starts, jnp.where(starts, total, left[1] + total)
+
+    starts = resets[..., None, None]
+    decays_within = jnp.where(starts, 0.0, log_decay)
+    starts = jnp.broadcast_to(starts, log_decay.shape)
+    return jax.lax.associative_scan(join, (starts, decays_within), axis=2)[1]

@@ -1,0 +1,94 @@
+"""cuDNN attention on the GPU: values and gradients against float64, packed rows included.
+
+Run by ``make test-gpu`` on a machine with a GPU; `make test` does not collect this folder.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_lm.kernels.attention import attention
+
+LENGTH = 512
+
+
+def layouts(kind: str, rng: np.random.Generator, batch: int) -> np.ndarray | None:
+    """First key of each token's document, [B, L]; None for rows of one document."""
+    if kind == "dense":
+        return None
+    rows = []
+    for row in range(batch):
+        cuts = {"even": 3, "uneven": 5, "full": 7}[kind] if row else 0
+        places = np.sort(rng.choice(np.arange(1, LENGTH), size=cuts, replace=False))
+        starts = np.concatenate([[0], places])
+        rows.append(starts[np.searchsorted(starts, np.arange(LENGTH), side="right") - 1])
+    return np.stack(rows).astype(np.int32)
+
+
+def truth(q, k, v, starts, window):
+    """Masked softmax attention in float64."""
+    share = q.shape[2] // k.shape[2]
+    k, v = (np.repeat(x, share, axis=2) for x in (k, v))
+    place = np.arange(LENGTH)
+    first = np.zeros((q.shape[0], LENGTH), int) if starts is None else starts
+    if window is not None:
+        first = np.maximum(first, place - window + 1)
+    seen = (place >= first[..., None]) & (place <= place[:, None])
+    scores = np.einsum("blhk,bshk->bhls", q, k) / q.shape[-1] ** 0.5
+    scores = np.where(seen[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return weights, np.einsum("bhls,bshk->blhk", weights, v)
+
+
+def truth_gradients(q, k, v, weights, y, dy):
+    """Gradients of ``sum(y * dy)`` for q, k, v in float64."""
+    heads, kv_heads, scale = q.shape[2], k.shape[2], q.shape[-1] ** -0.5
+    k_H, v_H = (np.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
+    dweights = np.einsum("blhk,bshk->bhls", dy, v_H)
+    delta = np.einsum("blhk,blhk->bhl", dy, y)[..., None]
+    dscores = weights * (dweights - delta) * scale
+    per_head = (
+        np.einsum("bhls,blhk->bshk", dscores, q),
+        np.einsum("bhls,blhk->bshk", weights, dy),
+    )
+    fold = (*k.shape[:2], kv_heads, heads // kv_heads, k.shape[3])
+    return np.einsum("bhls,bshk->blhk", dscores, k_H), *(x.reshape(fold).sum(3) for x in per_head)
+
+
+def relative_rmse(got, want):
+    got = np.asarray(got.astype(jnp.float32), np.float64)
+    return np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+
+
+@pytest.mark.parametrize("kind", ["dense", "even", "uneven", "full"])
+@pytest.mark.parametrize("window", [None, 64, 100])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 128), (2, 1, 32)])
+def test_cudnn_matches_float64(kind, window, heads, kv_heads, dim):
+    rng = np.random.default_rng(0)
+    shapes = [(3, LENGTH, heads, dim), (3, LENGTH, kv_heads, dim), (3, LENGTH, kv_heads, dim)]
+    q, k, v = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in shapes)
+    dy = jnp.asarray(rng.normal(size=shapes[0]), jnp.bfloat16)
+    starts = layouts(kind, rng, 3)
+
+    def run(q, k, v, implementation):
+        return attention(
+            q, k, v, starts, window=window, max_segments=8, implementation=implementation
+        )
+
+    y, pull = jax.vjp(lambda *x: run(*x, "cudnn"), q, k, v)
+    gradients = pull(dy)
+    q64, k64, v64, dy64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v, dy))
+    weights, want = truth(q64, k64, v64, starts, window)
+    assert relative_rmse(y, want) <= 0.005
+    wants = truth_gradients(q64, k64, v64, weights, want, dy64)
+    for got, want in zip(gradients, wants, strict=True):
+        assert relative_rmse(got, want) <= 0.005
+
+
+def test_a_broken_promise_on_segments_is_nan():
+    starts = jnp.arange(LENGTH, dtype=jnp.int32)[None] // 16 * 16
+    q = jnp.ones((1, LENGTH, 2, 64), jnp.bfloat16)
+    y = attention(q, q, q, starts, max_segments=8, implementation="cudnn")
+    assert bool(jnp.isnan(y).all())
