@@ -56,9 +56,12 @@ def test_pallas_lowers_for_cuda():
 
         return jax.vjp(run, *inputs)[1](cotangents)
 
-    exported = jax.export.export(
-        jax.jit(values_and_gradients),
-        platforms=["cuda"],
-        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
-    )(*inputs)
-    assert "triton" in exported.mlir_module()
+    h100 = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "cuda")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h100)
+    with jax.sharding.use_abstract_mesh(mesh):
+        exported = jax.export.export(
+            jax.jit(values_and_gradients),
+            platforms=["cuda"],
+            disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
+        )(*inputs)
+    assert exported.mlir_module().count("__gpu$xla.gpu.triton") == 6
