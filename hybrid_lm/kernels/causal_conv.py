@@ -20,7 +20,7 @@ def causal_conv(
         past_BWE: the W - 1 inputs before the row; None is zero.
 
     Returns:
-        y_BLE, and the last W - 1 inputs.
+        y_BLE, and the last W - 1 inputs (0 where they are of an earlier document).
     """
     width, length = weight_WE.shape[0], x_BLE.shape[1]
     if past_BWE is None:
@@ -38,4 +38,8 @@ def causal_conv(
             inside_BL = jnp.arange(length)[None, :] - back >= start_BL
             earlier_BLE = jnp.where(inside_BL[..., None], earlier_BLE, 0)
         y_BLE += earlier_BLE * weight_WE[-1 - back]
-    return y_BLE, padded[:, length:]
+    past_BWE = padded[:, length:]
+    if start_BL is not None:
+        past_W = jnp.arange(length - width + 1, length)
+        past_BWE = jnp.where((past_W >= start_BL[:, -1:])[..., None], past_BWE, 0)
+    return y_BLE, past_BWE

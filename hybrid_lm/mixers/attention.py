@@ -74,7 +74,7 @@ class Attention(MixerConfig):
 
 class AttentionMixer(nnx.Module):
     """State: ``k``, ``v`` [B, S, G, K], the last S tokens (right-aligned); ``seen`` [B], how many
-    tokens of the current document came so far; ``segment`` [B].
+    tokens of the current document came so far, counted up to S + 1; ``segment`` [B].
 
     S is ``window - 1`` with a window, else `Context.capacity`. A document that outgrows a full
     cache of fixed capacity gives NaN, never a silently shortened context.
@@ -124,7 +124,8 @@ class AttentionMixer(nnx.Module):
         )
         if state is not None and config.window is None:
             overflow_B = state["seen"] > state["k"].shape[1]
-            y_BLHK = jnp.where(overflow_B[:, None, None, None], jnp.nan, y_BLHK)
+            lost_BL = overflow_B[:, None] & (starts_BL == 0)
+            y_BLHK = jnp.where(lost_BL[..., None, None], jnp.nan, y_BLHK)
         y_BLD = project("blhk,hkd->bld", y_BLHK, self.out)
         return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL)
 
@@ -167,6 +168,7 @@ class AttentionMixer(nnx.Module):
 
         first_B = 0 if starts_BL is None else starts_BL[:, -1]
         seen_B = jnp.broadcast_to(jnp.int32(keys) - first_B, (k_BSGK.shape[0],))
+        seen_B = jnp.minimum(seen_B, capacity + 1)
         state = {"k": fit(k_BSGK), "v": fit(v_BSGK), "seen": seen_B}
         return state | {"segment": ctx.last_segment_B()}
 
