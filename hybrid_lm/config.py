@@ -37,6 +37,11 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
 
+    def __post_init__(self):
+        _require_positive("optimizer", self, "learning_rate", "clip_norm")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it cannot be negative")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -64,6 +69,16 @@ class TrainConfig:
     """Latest checkpoints kept."""
     implementation: Implementation = field(default_factory=Implementation)
 
+    def __post_init__(self):
+        counts = ("steps", "length", "batch_size", "accumulate")
+        intervals = ("log_every", "checkpoint_every", "keep_checkpoints")
+        _require_positive("train", self, *counts, *intervals)
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"train.accumulate {self.accumulate} does not divide train.batch_size "
+                f"{self.batch_size}"
+            )
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -82,6 +97,11 @@ class EvaluationConfig:
     resamples: int = 2000
     """Bootstrap resamples of the documents behind each interval."""
 
+    def __post_init__(self):
+        _require_positive("evaluation", self, "every", "documents", "batch_size", "resamples")
+        if self.length is not None:
+            _require_positive("evaluation", self, "length")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -98,6 +118,12 @@ class Config:
     def evaluation_length(self) -> int:
         """Tokens scored of each document."""
         return self.evaluation.length or self.train.length
+
+
+def _require_positive(prefix: str, config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UserError(f"{prefix}.{name} is {getattr(config, name)}; it must be positive")
 
 
 def find(name: str) -> Path:

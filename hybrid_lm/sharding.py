@@ -5,6 +5,7 @@ parallelism), activations over ``data`` (rows) and ``seq`` (positions). A dimens
 does not divide stays whole.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ RULES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; their product is the number of devices."""
+    """Devices along each mesh axis; their product is the number of devices used."""
 
     data: int = -1
     """Rows of the batch and shards of the parameters. -1: all devices the others leave."""
@@ -37,21 +38,31 @@ class MeshConfig:
     model: int = 1
     """Pieces of heads, inner channels, feed-forward and vocabulary."""
 
+    def __post_init__(self):
+        if min(self.seq, self.model) < 1 or (self.data < 1 and self.data != -1):
+            raise UserError(
+                f"mesh data={self.data} seq={self.seq} model={self.model}: an axis has at least 1 "
+                "device (data may be -1 for all that are left)"
+            )
+
     def build(self) -> Mesh:
-        """The mesh over all devices (of all hosts).
+        """The mesh over the devices of all hosts; with ``data`` given, over a single host's first.
 
         Raises:
-            UserError: if the axes do not multiply to the number of devices.
+            UserError: if there are not as many devices, or some would be left over.
         """
-        devices = jax.device_count()
-        data = devices // (self.seq * self.model) if self.data == -1 else self.data
-        if data * self.seq * self.model != devices:
-            raise UserError(
-                f"mesh data={self.data} seq={self.seq} model={self.model} does not fill "
-                f"{devices} device(s)"
-            )
+        devices = jax.devices()
+        data = len(devices) // (self.seq * self.model) if self.data == -1 else self.data
         shape, names = (data, self.seq, self.model), ("data", "seq", "model")
-        return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3)
+        used = math.prod(shape)
+        must_fill = self.data == -1 or jax.process_count() > 1
+        if not 0 < used <= len(devices) or (must_fill and used < len(devices)):
+            raise UserError(
+                f"mesh data={self.data} seq={self.seq} model={self.model} does not fit "
+                f"{len(devices)} device(s)"
+            )
+        axis_types = (AxisType.Auto,) * len(names)
+        return jax.make_mesh(shape, names, axis_types=axis_types, devices=devices[:used])
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> PartitionSpec:

@@ -1,0 +1,82 @@
+"""Progress on the terminal: a bar, or plain lines where the output is no terminal."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from hybrid_lm.metrics import Row
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def log_to(console: Console) -> Iterator[None]:
+    """Show the package's log on ``console``, above a progress bar if there is one."""
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    else:
+        handler = logging.StreamHandler(console.file)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("hybrid_lm")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.WARNING if console.quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+
+
+class Progress:
+    """How far training is, how fast, and when it ends; to be used as a context manager."""
+
+    def __init__(self, console: Console, *, step: int, steps: int, evaluate_every: int):
+        self._steps = steps
+        self._evaluate_every = evaluate_every
+        self._is_plain = not console.is_terminal
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=self._is_plain,
+            transient=True,
+        )
+        self._training = self._bar.add_task("train", total=steps, completed=step, numbers="")
+        self._evaluation = self._bar.add_task("evaluate", visible=False, numbers="documents")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """``step`` is done."""
+        self._bar.update(self._training, completed=step)
+
+    def row(self, row: Row) -> None:
+        """New numbers."""
+        remaining = self._steps - row.step
+        left = timedelta(seconds=round(remaining * row.step_ms / 1e3))
+        to_evaluation = min(-row.step % self._evaluate_every, remaining)
+        numbers = (
+            f"loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s  MFU {row.mfu:.1%}  {left} left"
+            f"  evaluation in {to_evaluation}"
+        )
+        self._bar.update(self._training, numbers=numbers)
+        if self._is_plain:
+            log.info("step %d/%d  %s", row.step, self._steps, numbers)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """``done`` of ``total`` parts of an evaluation are done."""
+        self._bar.update(self._evaluation, completed=done, total=total, visible=done < total)
