@@ -1,0 +1,45 @@
+"""Positions in a document by octave, and means over them with intervals over documents."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hybrid_lm.results import Interval
+from hybrid_lm.statistics import ci95
+
+BLOCK = 128
+"""Every octave starts at a multiple of so many tokens."""
+
+
+class Mean(NamedTuple):
+    """Nats per token and its interval over documents."""
+
+    nats: float
+    ci95: Interval
+
+
+def octaves(length: int) -> list[tuple[int, int]]:
+    """Position buckets [0, 128), [128, 256), [256, 512), ... up to ``length``, the last one cut."""
+    starts = [0]
+    while (start := max(BLOCK, 2 * starts[-1])) < length:
+        starts.append(start)
+    return list(zip(starts, [*starts[1:], length], strict=True))
+
+
+def octave_sums(block_sums: np.ndarray, length: int) -> np.ndarray:
+    """Sums [..., blocks] over every `BLOCK` tokens -> sums [..., octaves]."""
+    starts = [start // BLOCK for start, _ in octaves(length)]
+    return np.add.reduceat(block_sums, starts, axis=-1)
+
+
+def octave_means(nats: np.ndarray, length: int, *, resamples: int) -> tuple[Mean, list[Mean]]:
+    """Means per token, overall and by octave, of sums [documents, octaves]."""
+    tokens = np.array([length, *(end - start for start, end in octaves(length))])
+    sums = np.concatenate([nats.sum(axis=1, keepdims=True), nats], axis=1)
+    intervals = ci95(sums, np.broadcast_to(tokens, sums.shape), resamples=resamples)
+    means = (sums / tokens).mean(axis=0)
+    total, *by_octave = (
+        Mean(float(mean), (float(low), float(high)))
+        for mean, (low, high) in zip(means, intervals, strict=True)
+    )
+    return total, by_octave
