@@ -178,9 +178,10 @@ def rotate(x_BLHK: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Arra
 
     Su et al. 2021 (arXiv 2104.09864), equation 34, in float32.
     """
+    wide = jnp.promote_types(x_BLHK.dtype, jnp.float32)
     half = x_BLHK.shape[-1] // 2
-    frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BLK = positions_BL[:, :, None].astype(jnp.float32) * frequency_K
+    frequency_K = theta ** (-jnp.arange(half, dtype=wide) / half)
+    angle_BLK = positions_BL[:, :, None].astype(wide) * frequency_K
     cos, sin = jnp.cos(angle_BLK)[:, :, None], jnp.sin(angle_BLK)[:, :, None]
     left, right = x_BLHK[..., :half], x_BLHK[..., half:]
     turned = [left * cos - right * sin, right * cos + left * sin]

@@ -44,7 +44,7 @@ class Linear(MixerConfig):
 
 
 class LinearMixer(nnx.Module):
-    """State: ``kv`` [B, H, K, P + 1] in float32 (the last column is z); ``segment`` [B]."""
+    """State: ``kv`` [B, H, K, P + 1] in float32 or wider (the last column is z); ``segment`` [B]."""
 
     def __init__(self, config: Linear, width: int, rngs: nnx.Rngs):
         self.config = config
@@ -76,10 +76,10 @@ class LinearMixer(nnx.Module):
         return y_BLD, {"kv": kv, "segment": ctx.last_segment_B()}
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
-        del dtype, capacity
+        del capacity
         shape = (batch, self.config.heads, self.head_dim, self.head_dim + 1)
         return {
-            "kv": jnp.zeros(shape, jnp.float32),
+            "kv": jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)),
             "segment": jnp.full((batch,), CONTINUES, jnp.int32),
         }
 

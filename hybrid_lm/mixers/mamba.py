@@ -89,7 +89,8 @@ class MambaMixer(nnx.Module):
         step_BLR, b_BLN, c_BLN = jnp.split(
             select, [self.rank, self.rank + self.config.state_size], axis=-1
         )
-        step_BLE = project("blr,re->ble", step_BLR, self.step).astype(jnp.float32)
+        wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
+        step_BLE = project("blr,re->ble", step_BLR, self.step).astype(wide)
         y_BLE, ssm = selective_scan(
             u_BLE,
             jax.nn.softplus(step_BLE + self.step_bias[...]),
@@ -108,9 +109,10 @@ class MambaMixer(nnx.Module):
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         del capacity
+        wide = jnp.promote_types(dtype, jnp.float32)
         return {
             "conv": jnp.zeros((batch, self.config.conv_width - 1, self.inner), dtype),
-            "ssm": jnp.zeros((batch, self.inner, self.config.state_size), jnp.float32),
+            "ssm": jnp.zeros((batch, self.inner, self.config.state_size), wide),
             "segment": jnp.full((batch,), CONTINUES, jnp.int32),
         }
 

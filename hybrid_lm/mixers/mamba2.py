@@ -108,7 +108,8 @@ class Mamba2Mixer(nnx.Module):
         bc_BLS, conv_bc = conv("conv_bc", project("bld,ds->bls", x_BLD, self.bc))
         bc_BLGN = bc_BLS.reshape(batch, length, 2 * config.groups, config.state_size)
         b_BLGN, c_BLGN = bc_BLGN[:, :, : config.groups], bc_BLGN[:, :, config.groups :]
-        step_BLH = project("bld,dh->blh", x_BLD, self.step).astype(jnp.float32)
+        wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
+        step_BLH = project("bld,dh->blh", x_BLD, self.step).astype(wide)
         step_BLH = jax.nn.softplus(step_BLH + self.step_bias[...])
         x_BLHP = x_BLE.reshape(batch, length, self.heads, config.head_dim)
         y_BLHP, ssm = ssd(
@@ -136,7 +137,7 @@ class Mamba2Mixer(nnx.Module):
         return {
             "conv_x": jnp.zeros((batch, past, self.inner), dtype),
             "conv_bc": jnp.zeros((batch, past, self.select), dtype),
-            "ssm": jnp.zeros(state_shape, jnp.float32),
+            "ssm": jnp.zeros(state_shape, jnp.promote_types(dtype, jnp.float32)),
             "segment": jnp.full((batch,), CONTINUES, jnp.int32),
         }
 

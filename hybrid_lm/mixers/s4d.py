@@ -93,9 +93,10 @@ class S4DMixer(nnx.Module):
         return y_BLD, {"ssm": ssm, "segment": ctx.last_segment_B()}
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
-        del dtype, capacity
+        del capacity
+        shape = (batch, self.width, self.config.state_size // 2)
         return {
-            "ssm": jnp.zeros((batch, self.width, self.config.state_size // 2), jnp.complex64),
+            "ssm": jnp.zeros(shape, jnp.promote_types(dtype, jnp.complex64)),
             "segment": jnp.full((batch,), CONTINUES, jnp.int32),
         }
 

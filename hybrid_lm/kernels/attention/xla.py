@@ -105,7 +105,7 @@ def _forward(q_BLHK, k_BSGK, v_BSGP, first_BL, chunk_size):
         y = (sum_ / total[..., None]).astype(q_BLHK.dtype)
         return jnp.moveaxis(y, 3, 1), top + jnp.log(total)
 
-    number = jnp.arange(blocks.q_nBCGRK.shape[0])
+    number = jnp.arange(blocks.q_nBCGRK.shape[0], dtype=jnp.int32)
     y_nBCGRP, lse_n = jax.lax.map(query_block, (number, blocks.q_nBCGRK, blocks.first_nBC))
     y_BLHP = blocks.join(y_nBCGRP, blocks.length).reshape(*q_BLHK.shape[:3], -1)
     return y_BLHP, (q_BLHK, k_BSGK, v_BSGP, first_BL, y_BLHP, lse_n)
@@ -142,7 +142,7 @@ def _backward(chunk_size, saved, dy_BLHP):
         )
         return (dk, dv), dq.astype(q_BLHK.dtype)
 
-    number = jnp.arange(blocks.q_nBCGRK.shape[0])
+    number = jnp.arange(blocks.q_nBCGRK.shape[0], dtype=jnp.int32)
     zeros = (jnp.zeros(blocks.k_nBCGK.shape, wide), jnp.zeros(blocks.v_nBCGP.shape, wide))
     operands = (number, blocks.q_nBCGRK, blocks.first_nBC, dy_nBCGRP, delta_nBCGR, lse_n)
     (dk_n, dv_n), dq_n = jax.lax.scan(query_block, zeros, operands)
