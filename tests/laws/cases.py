@@ -1,0 +1,189 @@
+"""What the laws run on: every registered mixer at a tiny size, and rows that are hard on it."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from hybrid_lm import mixers
+from hybrid_lm.mixers import Context, MixerConfig
+from tests.numerics import inexact_leaves
+
+WIDTH = 16
+
+# Small enough that a row of some ten tokens has several heads, chunks and full windows.
+TINY = {"heads": 4, "state_size": 8, "head_dim": 8, "chunk_size": 4}
+
+# Settings that run other code than the default does. A mixer that is not here runs its default.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "attention": {
+        "window": {"window": 5, "kv_heads": 2},
+        "nope": {"rope_theta": None, "qk_norm": False},
+    },
+    "linear": {"relu": {"feature_map": "relu"}},
+    "mamba2": {"groups": {"groups": 2}},
+}
+
+# Settings that only change where parameters start: for the laws about numbers.
+STARTS: dict[str, dict[str, dict[str, Any]]] = {
+    "s4d": {"lin": {"initial": "lin"}, "inv": {"initial": "inv"}},
+}
+
+# Numbers are float32, and float64 in tests that use the fixture of that name.
+
+# Tiny programs take far longer to compile than to run.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mixer's config under the name that the test shows."""
+
+    name: str
+    config: MixerConfig
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def defaults(**sizes: int) -> list[Case]:
+    """Every registered mixer under its default config, with fields of ``sizes`` (or `TINY`)."""
+    return [Case(key, _sized(mixers.get(key)(), sizes or TINY)) for key in mixers.names()]
+
+
+def cases(*, starts: bool = False, **sizes: int) -> list[Case]:
+    """`defaults` and the `VARIANTS` (and `STARTS`) of each."""
+    found = []
+    for default in defaults(**sizes):
+        variants = VARIANTS.get(default.name, {}) | (STARTS.get(default.name, {}) if starts else {})
+        found += [
+            default,
+            *(
+                Case(f"{default.name}-{name}", dataclasses.replace(default.config, **fields))
+                for name, fields in variants.items()
+            ),
+        ]
+    return found
+
+
+def _sized(config: MixerConfig, sizes: dict[str, int]) -> MixerConfig:
+    given = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is not None}
+    return dataclasses.replace(config, **{k: size for k, size in sizes.items() if k in given})
+
+
+@cache
+def _graph(config: MixerConfig, width: int) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: config.build(width, nnx.Rngs(0))))[0]
+
+
+@cache
+def _start(config: MixerConfig, width: int) -> nnx.State:
+    with jax.enable_x64(False):
+        start = jit(lambda: nnx.state(config.build(width, nnx.Rngs(0))))()
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), jax.device_get(start))
+
+
+def parameters(config: MixerConfig, width: int = WIDTH) -> nnx.State:
+    """Parameters as they start, each moved a little off its special value (0, 1, one for all)."""
+    return jax.tree.map(jnp.asarray, _start(config, width))
+
+
+def module(config: MixerConfig, params: Any, width: int = WIDTH) -> Any:
+    """The mixer with these parameters."""
+    return nnx.merge(_graph(config, width), params)
+
+
+def run(config: MixerConfig, params: Any, x_BLD: jax.Array, ctx: Context, state: Any = None):
+    """The mixer's outputs and next state."""
+    return module(config, params, x_BLD.shape[-1])(x_BLD, ctx, state)
+
+
+def random_x(rng: np.random.Generator, batch: int, length: int) -> jax.Array:
+    """Inputs whose tokens differ widely in scale."""
+    scale = np.exp(rng.normal(size=(batch, length, 1)))
+    return jnp.asarray(scale * rng.normal(size=(batch, length, WIDTH)))
+
+
+def random_weights(rng: np.random.Generator, tree: Any) -> list[np.ndarray]:
+    """For `weighted_sum`: a random array for every inexact leaf (or shape) of a tree."""
+    return [
+        rng.normal(size=leaf.shape) + 1j * rng.normal(size=leaf.shape)
+        for leaf in inexact_leaves(tree)
+    ]
+
+
+def weighted_sum(tree: Any, weights: list[np.ndarray]) -> jax.Array:
+    """A scalar that depends on the real and imaginary part of every inexact leaf."""
+    leaves = inexact_leaves(tree)
+    terms = []
+    for leaf, weight in zip(leaves, weights, strict=True):
+        terms.append(jnp.sum(leaf.real * weight.real.astype(leaf.real.dtype)))
+        if jnp.iscomplexobj(leaf):
+            terms.append(jnp.sum(leaf.imag * weight.imag.astype(leaf.imag.dtype)))
+    return sum(terms)
+
+
+def packed_rows(rng: np.random.Generator, batch: int, length: int) -> np.ndarray:
+    """segment_ids_BL: documents of very different lengths (many of one token) under numbers in no
+    order, which come back in other rows and, after another document, in the same row.
+
+    All rows but the first end in padding (0).
+    """
+    rows = np.zeros((batch, length), np.int32)
+    for row, ids_L in enumerate(rows):
+        padding = rng.integers(1, max(2, length // 6)) if row else 0
+        start, last = 0, 0
+        while start < length - padding:
+            size = 1 if rng.random() < 0.4 else int(rng.integers(2, 2 + length // 3))
+            stop = min(start + size, length - padding)
+            last = ids_L[start:stop] = rng.choice([i for i in (2, 3, 5, 9) if i != last])
+            start = stop
+    return rows
+
+
+def positions(segment_ids_BL: np.ndarray) -> np.ndarray:
+    """Place of each token within its run of one id."""
+    place_BL = np.zeros_like(segment_ids_BL)
+    for t in range(1, place_BL.shape[1]):
+        same_B = segment_ids_BL[:, t] == segment_ids_BL[:, t - 1]
+        place_BL[:, t] = np.where(same_B, place_BL[:, t - 1] + 1, 0)
+    return place_BL
+
+
+def packed_context(segment_ids_BL: np.ndarray) -> Context:
+    """Context of rows with these documents."""
+    segment_ids_BL = np.asarray(segment_ids_BL, np.int32)
+    return Context(
+        jnp.asarray(positions(segment_ids_BL)),
+        jnp.asarray(segment_ids_BL),
+        dtype=jnp.result_type(float),
+    )
+
+
+def single_context(batch: int, length: int) -> Context:
+    """Context of rows that are one document each, without ids."""
+    return Context.of_documents(batch, length, dtype=jnp.result_type(float))
+
+
+def rows_context(config: MixerConfig, rng: np.random.Generator, batch: int, length: int) -> Context:
+    """Packed rows where the mixer can have them, else rows of one document."""
+    if config.packable:
+        return packed_context(packed_rows(rng, batch, length))
+    return single_context(batch, length)
+
+
+def documents(segment_ids_BL: np.ndarray) -> list[tuple[int, int, int]]:
+    """(row, start, stop) of every document; padding is none."""
+    found = []
+    for row, ids_L in enumerate(segment_ids_BL):
+        edges = [0, *(np.flatnonzero(np.diff(ids_L)) + 1), len(ids_L)]
+        spans = pairwise(edges)
+        found += [(row, int(lo), int(hi)) for lo, hi in spans if ids_L[lo]]
+    return found
