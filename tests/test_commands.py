@@ -33,6 +33,14 @@ def write_documents(directory, count, seed):
     return str(directory)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Tiny programs take far longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def run_path(tmp_path_factory):
     """A run that has saved its untrained parameters as step 5."""
@@ -56,7 +64,9 @@ def run_path(tmp_path_factory):
     model, mesh = Model(config.model, corpus.vocab_size), MeshConfig().build()
     optimizer = make_optimizer(config.optimizer, config.train.steps, model.decays)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
-    state = jax.device_put(init_state(model, optimizer, jax.random.key(0)), shardings)
+    state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings)(
+        jax.random.key(0)
+    )
     writer = checkpoint.Writer(run_dir, keep=1)
     writer.save(state, checkpoint.Position(5, 0, None))
     writer.close()

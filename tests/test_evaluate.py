@@ -70,11 +70,18 @@ ONE_DEVICE = jax.make_mesh(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Tiny programs take far longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def params():
     # Wider than an initialisation, so that no two groups or documents come out alike.
-    init = jax.jit(MODEL.init, compiler_options={"xla_backend_optimization_level": 0})
-    return jax.tree.map(lambda a: 1.5 * a, init(jax.random.key(0)))
+    return jax.tree.map(lambda a: 1.5 * a, jax.jit(MODEL.init)(jax.random.key(0)))
 
 
 def with_batch_size(size):

@@ -14,9 +14,6 @@ from hybrid_lm.mixers import Attention, Context, Linear
 from hybrid_lm.model import Model, ModelConfig
 from hybrid_lm.sample import generate
 
-# Tiny programs take far longer to compile than to run.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 VOCAB = 13
 PROMPT_LENGTH, NEW_TOKENS = 9, 12
 
@@ -33,16 +30,24 @@ def small():
     return Model(config, VOCAB)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Tiny programs take far longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def zoo():
     model = whole_zoo()
-    return model, jit(model.init)(jax.random.key(0))
+    return model, jax.jit(model.init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def little():
     model = small()
-    params = jit(model.init)(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     return model, params | {"norm": 10 * params["norm"]}
 
 
@@ -63,7 +68,7 @@ def draw(model_and_params, prompt_BL=None, **options):
     return np.asarray(generate(*model_and_params, prompt_BL, **defaults | options))
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def full_exits(model, params, tokens_BL):
     return model.apply(params, tokens_BL, Context.of_documents(*tokens_BL.shape)).exits
 
@@ -80,7 +85,7 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward(zoo):
     assert len(np.unique(generated_BL)) > 2, "a constant output would show little"
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def exits_by_steps(model, params, tokens_BL):
     """Exits of a prompt in one pass and of the later tokens one by one."""
     batch, length = tokens_BL.shape
