@@ -1,16 +1,16 @@
 """What to say, and to keep, when a step is not finite: where it began, by part of the model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_lm import hosts
 from hybrid_lm.config import Config
 from hybrid_lm.model import Model, Params
-from hybrid_lm.optimizer import norms
+from hybrid_lm.optimizer import norms, parts
+from hybrid_lm.recorder import NonFiniteStep
 from hybrid_lm.run_dir import RunDir
 from hybrid_lm.step import Batch, Metrics, context, split
 
@@ -34,45 +34,53 @@ def largest_activations(
 
 
 def explain(
-    model: Model, config: Config, params: Params, batch: Batch, step: int, metrics: Metrics
+    model: Model, config: Config, params: Params, batch: Batch, failed: NonFiniteStep
 ) -> str:
-    """Where ``step``, which left ``params`` as they were, stopped being finite; with all norms."""
+    """Where the step, which left ``params`` as they were, stopped being finite; with all norms."""
+    metrics = failed.metrics
     parameters = jax.device_get(jax.jit(norms)(params))
     activations = jax.device_get(
         jax.jit(lambda params, batch: largest_activations(model, config, params, batch))(
             params, batch
         )
     )
+    names = list(parts(model.axes))  # in the order of the stack
     lines = [
-        f"step {step} is not finite: loss {metrics.loss:.6g}, gradient norm "
+        f"step {failed.step} is not finite: loss {metrics.loss:.6g}, gradient norm "
         f"{metrics.grad_norm:.6g}, update norm {metrics.update_norm:.6g}; it was not applied",
-        f"first not finite: {first(parameters, activations, metrics)}",
+        f"first not finite: {first(names, parameters, activations, metrics)}",
         f"{'':24}{'parameters':>14}{'gradient':>14}{'activations':>14}",
     ]
-    for name, gradient in metrics.grad_norms.items():
+    for name in names:
         largest = f"{activations[name]:14.4g}" if name in activations else ""
+        gradient = metrics.grad_norms[name]
         lines.append(f"{name:24}{parameters[name]:14.4g}{gradient:14.4g}{largest}")
     return "\n".join(lines)
 
 
 def first(
-    parameters: Mapping[str, float], activations: Mapping[str, float], metrics: Metrics
+    names: Sequence[str],
+    parameters: Mapping[str, float],
+    activations: Mapping[str, float],
+    metrics: Metrics,
 ) -> str:
-    """The earliest number of the step that is not finite: forward, then backward."""
-    backward = list(reversed(metrics.grad_norms))
+    """The earliest number of the step that is not finite: forward, then backward.
+
+    ``names`` are the parts of the model in the order of the forward pass.
+    """
+    gradients = metrics.grad_norms
     candidates = [
-        *((f"the parameters of {name}", value) for name, value in parameters.items()),
-        *((f"the activations that leave {name}", value) for name, value in activations.items()),
-        ("the loss, after activations that are", metrics.loss),
-        *((f"the gradient of {name}", metrics.grad_norms[name]) for name in backward),
-        (f"the update, at learning rate {metrics.learning_rate:.3g}", metrics.update_norm),
+        *((f"the parameters of {name}", parameters[name]) for name in names),
+        *((f"what leaves {name}", activations[name]) for name in names if name in activations),
+        ("the loss", metrics.loss),
+        *((f"the gradient of {name}", gradients[name]) for name in reversed(names)),
+        (f"the update at learning rate {metrics.learning_rate:.3g}", metrics.update_norm),
     ]
-    return next((name for name, value in candidates if not math.isfinite(value)), "the global norm")
+    return next((name for name, value in candidates if not math.isfinite(value)), "a global norm")
 
 
 def dump(run_dir: RunDir, step: int, batch: Mapping[str, np.ndarray]) -> str:
     """Keep this process's rows of the batch in the run directory; the file's path."""
     path = run_dir.path / f"nonfinite-step-{step}-process-{jax.process_index()}.npz"
     np.savez_compressed(path, allow_pickle=False, **batch)
-    hosts.wait_for_all("dumped")
     return str(path)

@@ -48,7 +48,7 @@ def make_optimizer(
 def norms(tree: Params) -> dict[str, jax.Array]:
     """Global norm of each part of a tree like the parameters.
 
-    Keys: ``embedding``, ``groups/NAME`` in the order of the stack, ``norm``.
+    Keys: ``embedding``, ``groups/NAME`` of every group, ``norm``.
     """
     return {name: optax.tree.norm(part) for name, part in parts(tree).items()}
 

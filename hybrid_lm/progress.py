@@ -24,14 +24,16 @@ def log_to(console: Console) -> Iterator[None]:
         handler = logging.StreamHandler(console.file)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("hybrid_lm")
-    level = package.level
+    level, propagate = package.level, package.propagate
     package.addHandler(handler)
     package.setLevel(logging.WARNING if console.quiet else logging.INFO)
+    package.propagate = False  # libraries install handlers at the root
     try:
         yield
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
+        package.propagate = propagate
 
 
 class Progress:

@@ -50,7 +50,8 @@ class RunDir:
             UserError: if there is something at ``path``, or it cannot be written.
         """
         path = Path(path)
-        refuse_other_content(path)
+        if find_run(path) is not None:
+            raise UserError(f"{path} already holds a run")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".creating-", dir=path.parent) as work:
@@ -150,15 +151,20 @@ class RunDir:
             raise UserError(f"{self.path / name} cannot be read: {error}") from error
 
 
-def refuse_other_content(path: Path) -> None:
-    """Raise `UserError` where ``path`` is neither free, nor empty, nor a run directory."""
-    if (path / CONFIG).is_file() or not path.exists():
-        return
-    if not path.is_dir() or any(path.iterdir()):
+def find_run(path: Path) -> RunDir | None:
+    """The run at ``path``; None where a new one can be made.
+
+    Raises:
+        UserError: where there is something else.
+    """
+    if (path / CONFIG).is_file():
+        return RunDir(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(
             f"{path} exists and is no run directory; nothing is overwritten, name another one "
             "with --run-dir"
         )
+    return None
 
 
 def _write_json(path: Path, content: Any) -> None:

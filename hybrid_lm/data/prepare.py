@@ -62,6 +62,14 @@ def prepare(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Corpus
     return Corpus(directory)
 
 
+def find_prepared(config: DataConfig) -> Corpus | None:
+    """The cached corpus of ``config``; None where it is still to be prepared."""
+    directory = _directory(config, find_source(config), None)
+    with suppress(UserError):
+        return Corpus(directory)
+    return None
+
+
 def _directory(config: DataConfig, source: Source, tokenizer: Tokenizer | None) -> Path:
     if tokenizer is not None:
         tokenizer_key = tokenizer.dumps()

@@ -1,7 +1,8 @@
 """Which implementation of an operation runs: the best that can, or the one that was named."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -40,16 +41,39 @@ def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> s
         obstacle = obstacles[named]
         if obstacle is not None:
             raise UserError(f"{op} implementation {named!r} cannot run here: {obstacle}")
+        _announce(f"{op}: using {named} (as told)")
         return named
     picked = next(name for name, obstacle in obstacles.items() if obstacle is None)
-    passed = [f"{name}: {why}" for name, why in obstacles.items() if why is not None]
-    _announce(op, picked, "; ".join(passed))
+    passed = "; ".join(f"{name}: {why}" for name, why in obstacles.items() if why is not None)
+    _announce(f"{op}: using {picked}{f' (not {passed})' if passed else ''}")
     return picked
 
 
+@contextmanager
+def recorded() -> Iterator[list[str]]:
+    """Lists what `choose` picks inside the block, each outcome once, in place of the log."""
+    lines: list[str] = []
+    _recordings.append(lines)
+    try:
+        yield lines
+    finally:
+        _recordings.remove(lines)
+
+
+_recordings: list[list[str]] = []
+
+
+def _announce(line: str) -> None:
+    for lines in _recordings:
+        if line not in lines:
+            lines.append(line)
+    if not _recordings:
+        _log_once(line)
+
+
 @cache
-def _announce(op: str, picked: str, passed: str) -> None:
-    log.info("%s: using %s%s", op, picked, f" (not {passed})" if passed else "")
+def _log_once(line: str) -> None:
+    log.info("%s", line)
 
 
 def on_gpu() -> bool:
