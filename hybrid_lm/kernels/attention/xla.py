@@ -127,7 +127,9 @@ def _backward(chunk_size, saved, dy_BLHP):
         def key_block(j, carry):
             dq, dk_nBCGK, dv_nBCGP = carry
             scores, seen = blocks.scores(i, j, q_BCGRK, first_BC)
-            weights = jnp.where(seen, jnp.exp(scores - lse[..., None]), 0.0)
+            # The difference is above 0 only by the rounding of large scores.
+            weights = jnp.exp(jnp.minimum(scores - lse[..., None], 0.0))
+            weights = jnp.where(seen, weights, 0.0)
             dweights = einsum_f32("bqgrp,bsgp->bgrqs", dy_BCGRP, blocks.v_nBCGP[j])
             dscores = weights * (dweights - delta[..., None]) * blocks.scale
             dscores = dscores.astype(q_BLHK.dtype)
