@@ -86,4 +86,5 @@ class LinearMixer(nnx.Module):
     def _features(self, x_BLHK: jax.Array) -> jax.Array:
         if self.config.feature_map == "relu":
             return jax.nn.relu(x_BLHK)
-        return jax.nn.elu(x_BLHK) + 1
+        # elu(x) + 1, which is exp(x) for x < 0: adding 1 there would lose what is small.
+        return jnp.where(x_BLHK > 0, x_BLHK + 1, jnp.exp(jnp.where(x_BLHK > 0, 0, x_BLHK)))
