@@ -1,9 +1,14 @@
-"""How far two results are apart."""
+"""Results and gradients to compare, and how far apart they are."""
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+# Tiny programs take far longer to compile than to run.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def relative_rmse(actual: Any, truth: Any) -> float:
@@ -36,4 +41,23 @@ def assert_close(actual: Any, truth: Any, tolerance: float = 1e-5) -> None:
 
 def inexact_leaves(tree: Any) -> list[Any]:
     """The real and complex leaves of a tree; not the integers."""
-    return [leaf for leaf in jax.tree.leaves(tree) if jax.numpy.issubdtype(leaf.dtype, np.inexact)]
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, np.inexact)]
+
+
+def random_weights(rng: np.random.Generator, tree: Any) -> list[np.ndarray]:
+    """For `weighted_sum`: a random array for every inexact leaf (or shape) of a tree."""
+    return [
+        rng.normal(size=leaf.shape) + 1j * rng.normal(size=leaf.shape)
+        for leaf in inexact_leaves(tree)
+    ]
+
+
+def weighted_sum(tree: Any, weights: list[np.ndarray]) -> jax.Array:
+    """A scalar that depends on the real and imaginary part of every inexact leaf."""
+    leaves = inexact_leaves(tree)
+    terms = []
+    for leaf, weight in zip(leaves, weights, strict=True):
+        terms.append(jnp.sum(leaf.real * weight.real.astype(leaf.real.dtype)))
+        if jnp.iscomplexobj(leaf):
+            terms.append(jnp.sum(leaf.imag * weight.imag.astype(leaf.imag.dtype)))
+    return sum(terms)

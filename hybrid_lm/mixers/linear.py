@@ -44,7 +44,7 @@ class Linear(MixerConfig):
 
 
 class LinearMixer(nnx.Module):
-    """State: ``kv`` [B, H, K, P + 1] in float32 or wider (the last column is z); ``segment`` [B]."""
+    """State: ``kv`` [B, H, K, P + 1], at least float32 (last column: z); ``segment`` [B]."""
 
     def __init__(self, config: Linear, width: int, rngs: nnx.Rngs):
         self.config = config

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from flax import nnx
 
 from hybrid_lm import mixers
 from hybrid_lm.mixers import Context, MixerConfig
-from tests.numerics import inexact_leaves
+from tests.numerics import jit
 
 WIDTH = 16
 
@@ -36,9 +36,6 @@ STARTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Numbers are float32, and float64 in tests that use the fixture of that name.
-
-# Tiny programs take far longer to compile than to run.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclass(frozen=True)
@@ -109,25 +106,6 @@ def random_x(rng: np.random.Generator, batch: int, length: int) -> jax.Array:
     """Inputs whose tokens differ widely in scale."""
     scale = np.exp(rng.normal(size=(batch, length, 1)))
     return jnp.asarray(scale * rng.normal(size=(batch, length, WIDTH)))
-
-
-def random_weights(rng: np.random.Generator, tree: Any) -> list[np.ndarray]:
-    """For `weighted_sum`: a random array for every inexact leaf (or shape) of a tree."""
-    return [
-        rng.normal(size=leaf.shape) + 1j * rng.normal(size=leaf.shape)
-        for leaf in inexact_leaves(tree)
-    ]
-
-
-def weighted_sum(tree: Any, weights: list[np.ndarray]) -> jax.Array:
-    """A scalar that depends on the real and imaginary part of every inexact leaf."""
-    leaves = inexact_leaves(tree)
-    terms = []
-    for leaf, weight in zip(leaves, weights, strict=True):
-        terms.append(jnp.sum(leaf.real * weight.real.astype(leaf.real.dtype)))
-        if jnp.iscomplexobj(leaf):
-            terms.append(jnp.sum(leaf.imag * weight.imag.astype(leaf.imag.dtype)))
-    return sum(terms)
 
 
 def packed_rows(rng: np.random.Generator, batch: int, length: int) -> np.ndarray:

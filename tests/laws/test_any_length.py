@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 
 from hybrid_lm.mixers import Context
-from tests.laws.cases import Case, defaults, jit, parameters, random_x, run
-from tests.numerics import relative_rmse
+from tests.laws.cases import (
+    Case,
+    defaults,
+    parameters,
+    random_x,
+    run,
+)
+from tests.numerics import jit, relative_rmse
 
 LENGTHS = (1, 2, 63, 65, 127)
 LONGEST = 1000

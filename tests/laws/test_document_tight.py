@@ -9,14 +9,13 @@ from tests.laws.cases import (
     Case,
     cases,
     documents,
-    jit,
     packed_context,
     packed_rows,
     parameters,
     random_x,
     run,
 )
-from tests.numerics import assert_close
+from tests.numerics import assert_close, jit
 
 BATCH, LENGTH = 3, 30
 CASES = [case for case in cases() if case.config.packable]

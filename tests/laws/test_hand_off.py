@@ -15,17 +15,14 @@ from tests.laws.cases import (
     Case,
     cases,
     defaults,
-    jit,
     module,
     parameters,
-    random_weights,
     random_x,
     rows_context,
     run,
     single_context,
-    weighted_sum,
 )
-from tests.numerics import assert_close
+from tests.numerics import assert_close, jit, random_weights, weighted_sum
 
 BATCH, LENGTH = 3, 20
 PARTS = (4, 1, 8, 7)

@@ -7,15 +7,12 @@ import pytest
 from tests.laws.cases import (
     Case,
     cases,
-    jit,
     parameters,
-    random_weights,
     random_x,
     rows_context,
     run,
-    weighted_sum,
 )
-from tests.numerics import assert_close
+from tests.numerics import assert_close, jit, random_weights, weighted_sum
 
 BATCH, LENGTH = 2, 21
 

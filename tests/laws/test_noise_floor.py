@@ -15,7 +15,8 @@ from hybrid_lm.loss import token_nll
 from hybrid_lm.mixers import Context, Linear, MixerConfig
 from hybrid_lm.mixers.linear import LinearMixer
 from hybrid_lm.model import Model, ModelConfig
-from tests.laws.cases import TINY, WIDTH, Case, defaults, jit
+from tests.laws.cases import TINY, WIDTH, Case, defaults
+from tests.numerics import jit
 
 SIZES = TINY | {"chunk_size": 8}
 SYMBOLS = 16

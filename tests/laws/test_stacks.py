@@ -14,8 +14,8 @@ from hybrid_lm.loss import token_nll
 from hybrid_lm.mixers import Context
 from hybrid_lm.model import Model, ModelConfig
 from hybrid_lm.sharding import MeshConfig
-from tests.laws.cases import Case, cases, jit, packed_context, packed_rows
-from tests.numerics import assert_close
+from tests.laws.cases import Case, cases, packed_context, packed_rows
+from tests.numerics import assert_close, jit
 
 VOCAB = 32
 WIDTH = 16

@@ -11,16 +11,13 @@ from hybrid_lm.kernels.dispatch import Implementation
 from tests.laws.cases import (
     Case,
     cases,
-    jit,
     module,
     parameters,
-    random_weights,
     random_x,
     rows_context,
     run,
-    weighted_sum,
 )
-from tests.numerics import assert_close, errors, inexact_leaves
+from tests.numerics import assert_close, errors, inexact_leaves, jit, random_weights, weighted_sum
 
 DRAWS, BATCH, PAST, LENGTH = 8, 2, 6, 30
 FASTEST = Implementation()
