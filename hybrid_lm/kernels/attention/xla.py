@@ -102,13 +102,13 @@ def _forward(q_BLHK, k_BSGK, v_BSGP, first_BL, chunk_size):
         low = jnp.full(shape, _LOW, dtype)
         empty = (low, zero, jnp.zeros((*shape, v_BSGP.shape[-1]), dtype))
         top, total, sum_ = jax.lax.fori_loop(*blocks.span(i, first_BC), key_block, empty)
-        y = (sum_ / total[..., None]).astype(q_BLHK.dtype)
-        return jnp.moveaxis(y, 3, 1), top + jnp.log(total)
+        return jnp.moveaxis(sum_ / total[..., None], 3, 1), top + jnp.log(total)
 
     number = jnp.arange(blocks.q_nBCGRK.shape[0], dtype=jnp.int32)
     y_nBCGRP, lse_n = jax.lax.map(query_block, (number, blocks.q_nBCGRK, blocks.first_nBC))
     y_BLHP = blocks.join(y_nBCGRP, blocks.length).reshape(*q_BLHK.shape[:3], -1)
-    return y_BLHP, (q_BLHK, k_BSGK, v_BSGP, first_BL, y_BLHP, lse_n)
+    # The backward pass subtracts what it gets from y: rounding it first would double the error.
+    return y_BLHP.astype(q_BLHK.dtype), (q_BLHK, k_BSGK, v_BSGP, first_BL, y_BLHP, lse_n)
 
 
 def _backward(chunk_size, saved, dy_BLHP):
