@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -71,7 +72,7 @@ def peak(mesh: Mesh, dtype: DTypeLike) -> Peak:
     if jnp.dtype(dtype) == jnp.bfloat16 and kind in PEAK_FLOPS_PER_S:
         return Peak(mesh.size * PEAK_FLOPS_PER_S[kind], f"data sheet of {kind}, bfloat16")
     size = 1024 if device.platform == "cpu" else 8192
-    square = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices()[0])
+    square = jax.device_put(np.ones((size, size), jnp.dtype(dtype)), jax.local_devices()[0])
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
     product(square).block_until_ready()
     seconds = []

@@ -136,6 +136,9 @@ def train(options: Options, console: Console) -> None:
             Console().print(report.render(report.read(run_dir.report_dir)))
         return
 
+    device_peak = peak(mesh, dtype)
+    log.info("MFU is of %.4g FLOP/s: %s", device_peak.flops_per_s, device_peak.origin)
+
     with ExitStack() as stack:
         if hosts.is_first():
             stack.enter_context(run_dir.locked())
@@ -165,8 +168,6 @@ def train(options: Options, console: Console) -> None:
             mesh.size,
             time.perf_counter() - started,
         )
-        device_peak = peak(mesh, dtype)
-        log.info("MFU is of %.4g FLOP/s: %s", device_peak.flops_per_s, device_peak.origin)
 
         # ---------------------------------------------------------------------------- what is kept
         step = saved_step = position.step
@@ -224,16 +225,18 @@ def train(options: Options, console: Console) -> None:
                 recorder.begin()
                 step += 1
                 batch = next(batches)
+                placed = place(batch)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = train_step(state, place(batch))
+                    state, metrics = train_step(state, placed)
                     recorder.add(Dispatched(step, batch, metrics))
             except Interrupted:
                 break
             except NonFiniteStep as failed:
                 where = explain(model, config, state.params, place(failed.batch), failed)
                 kept = dump(run_dir, failed.step, failed.batch)
+                latest = f"of step {saved_step}" if saved_step else "still to come"
                 raise NonFiniteError(
-                    f"{where}\nthe batch is in {kept}; checkpoint {saved_step} is the latest"
+                    f"{where}\nthe batch is in {kept}; the latest checkpoint is {latest}"
                 ) from failed
 
     # ----------------------------------------------------------------------------------------- end
