@@ -1,8 +1,11 @@
 """Checkpoints of a run: written in the background, read from the newest that is intact."""
 
+import gc
 import logging
 import os
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,16 +84,16 @@ def restore(run_dir: RunDir, like: TrainState) -> tuple[TrainState, Position] | 
     if not _steps(run_dir):
         return None
     step, restored, metadata = _newest_intact(run_dir, _items(like), like.params)
-    if hosts.is_first():
-        for damaged in _steps(run_dir):
-            if damaged > step:
-                _put_aside(run_dir.checkpoints / str(damaged))
     data = metadata["data"]
     if len(data) != jax.process_count():
         raise UserError(
             f"{run_dir.path} was trained by {len(data)} process(es), which share the documents; "
             f"it cannot go on with {jax.process_count()}"
         )
+    if hosts.is_first():
+        for damaged in _steps(run_dir):
+            if damaged > step:
+                _put_aside(run_dir.checkpoints / str(damaged))
     state = TrainState(
         restored["params"],
         restored["optimizer"],
@@ -151,30 +154,31 @@ def _newest_intact(
     damaged = []
     for step in _steps(run_dir):
         path = (run_dir.checkpoints / str(step)).resolve()
-        try:
-            restored, metadata = _read(path, like, like_params)
-        except UserError:
-            raise
-        except Exception as error:  # of many kinds, by what is damaged
-            damaged.append(f"checkpoint {step} is damaged ({_first_line(error)})")
-            continue
-        if damaged:
-            log.warning("%s; using checkpoint %d", "; ".join(damaged), step)
-        return step, restored, metadata
+        with _quiet():
+            try:
+                restored, metadata = _read(path, like, like_params)
+            except UserError:
+                raise
+            except Exception as error:  # of many kinds, by what is damaged
+                damaged.append(f"checkpoint {step} is damaged ({_first_line(error)})")
+            else:
+                if damaged:
+                    log.warning("%s; using checkpoint %d", "; ".join(damaged), step)
+                return step, restored, metadata
+            gc.collect()  # what the libraries did not finish complains when it goes
     raise UserError(f"{run_dir.checkpoints} holds no intact checkpoint: {'; '.join(damaged)}")
 
 
 def _read(
     path: Path, like: dict[str, Any], like_params: Params
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    with _quiet():
-        metadata = ocp.checkpointables_metadata(str(path))
-        custom: Any = metadata.custom_metadata
-        stored = metadata.metadata.get("params")
-        if not custom or stored is None:
-            raise ValueError("its metadata cannot be read")
-        _require_architecture(path, stored, like_params)
-        restored = ocp.load_checkpointables(str(path), like)
+    metadata = ocp.checkpointables_metadata(str(path))
+    custom: Any = metadata.custom_metadata
+    stored = metadata.metadata.get("params")
+    if not custom or stored is None:
+        raise ValueError("its metadata cannot be read")
+    _require_architecture(path, stored, like_params)
+    restored = ocp.load_checkpointables(str(path), like)
     for name, checksum in _checksums(restored).items():
         if checksum != custom["checksums"][name]:
             raise ValueError(f"checksum of {name} differs")
@@ -214,13 +218,20 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' own logs of an error that we report in one line."""
+    """Without what the libraries print about an error that we report in one line.
+
+    They log it, leave coroutines unfinished, and call back into event loops that are closed.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
+    hook = sys.unraisablehook
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda unraisable: None
     try:
-        yield
+        with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):
+            yield
     finally:
+        sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
