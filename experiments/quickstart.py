@@ -25,13 +25,13 @@ def config() -> Config:
         ),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20),
         train=TrainConfig(
-            steps=140,
+            steps=110,
             length=2048,
             batch_size=2,
             dtype="float32",
             remat="none",
             log_every=10,
-            checkpoint_every=70,
+            checkpoint_every=55,
         ),
-        evaluation=EvaluationConfig(every=140, documents=24, batch_size=4),
+        evaluation=EvaluationConfig(every=110, documents=24, batch_size=4),
     )
