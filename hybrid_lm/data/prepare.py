@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from hybrid_lm.cli import arguments, parse
 from hybrid_lm.data import corpus as layout
 from hybrid_lm.data.config import DataConfig
 from hybrid_lm.data.corpus import Corpus
@@ -205,7 +205,7 @@ def _publish(built: Path, directory: Path) -> None:
 
 def main() -> None:
     """Prepare a corpus and print its manifest as a table."""
-    corpus = prepare(tyro.cli(DataConfig, description=__doc__))
+    corpus = prepare(parse(DataConfig, arguments(), description=__doc__ or ""))
     tokenizer = corpus.manifest["tokenizer"]
     table = Table(
         title=f"{corpus.manifest['source']['name']}, {tokenizer['kind']} tokenizer "
