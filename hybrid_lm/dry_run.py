@@ -15,7 +15,7 @@ from hybrid_lm.data.tokenizers import ByteTokenizer
 from hybrid_lm.kernels.dispatch import recorded
 from hybrid_lm.model import Model, count
 from hybrid_lm.optimizer import make_optimizer
-from hybrid_lm.step import abstract_batch, abstract_state, make_step, summed_nll
+from hybrid_lm.step import abstract_batch, abstract_state, summed_nll
 
 STATE_LENGTH = 8192
 """Tokens after which states are measured."""
@@ -84,10 +84,9 @@ def _plan(model: Model, config: Config) -> Table:
 
 
 def _memory(model: Model, config: Config, mesh: Mesh) -> Table:
-    """Bytes on each device; traces the training step, which also chooses the implementations."""
+    """Bytes on each device; traces the forward pass, which also chooses the implementations."""
     optimizer = make_optimizer(config.optimizer, config.train.steps, model.decays)
     state, batch = abstract_state(model, optimizer, mesh), abstract_batch(config, mesh)
-    jax.eval_shape(make_step(model, optimizer, config), state, batch)
     rows = {
         "parameters": _bytes_on_a_device(state.params),
         "optimizer": _bytes_on_a_device(state.opt_state),

@@ -125,31 +125,33 @@ def train(options: Options, console: Console) -> None:
         host_index=jax.process_index(),
         host_count=jax.process_count(),
     )
-    if run_dir is None:
-        if hosts.is_first():
-            RunDir.create(run_path, config, corpus)
-        hosts.wait_for_all("run directory")
-        run_dir = RunDir(run_path)
-    if run_dir.reported_step() == steps:
+    if run_dir is not None and run_dir.reported_step() == steps:
         log.info("%s is complete: %d steps", run_path, steps)
         if hosts.is_first():
             Console().print(report.render(report.read(run_dir.report_dir)))
         return
 
-    device_peak = peak(mesh, dtype)
-    log.info("MFU is of %.4g FLOP/s: %s", device_peak.flops_per_s, device_peak.origin)
-
     with ExitStack() as stack:
-        if hosts.is_first():
-            stack.enter_context(run_dir.locked())
+        # ---------------------------------------------------------------------------------- program
         stop = stack.enter_context(StopSignal())
+        device_peak = peak(mesh, dtype)
         stack.enter_context(jax.set_mesh(mesh))
-
-        # ------------------------------------------------------------------------ state, program
         optimizer = make_optimizer(config.optimizer, steps, model.decays)
         state_like = abstract_state(model, optimizer, mesh)
         batch_like = abstract_batch(config, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state_like)
+        traced = jax.jit(
+            make_step(model, optimizer, config), donate_argnums=0, out_shardings=(shardings, None)
+        ).trace(state_like, batch_like)  # what cannot run here fails before a run directory is made
+
+        # ----------------------------------------------------------------------------------- state
+        if run_dir is None:
+            if hosts.is_first():
+                RunDir.create(run_path, config, corpus)
+            hosts.wait_for_all("run directory")
+            run_dir = RunDir(run_path)
+        if hosts.is_first():
+            stack.enter_context(run_dir.locked())
         restored = checkpoint.restore(run_dir, state_like)
         if restored is None:
             init = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=shardings)
@@ -159,15 +161,10 @@ def train(options: Options, console: Console) -> None:
             batches.set_state(position.data)
             log.info("resuming %s after step %d", run_path, position.step)
         started = time.perf_counter()
-        step_function = make_step(model, optimizer, config)
-        jitted = jax.jit(step_function, donate_argnums=0, out_shardings=(shardings, None))
-        train_step = jitted.lower(state_like, batch_like).compile()
-        log.info(
-            "%d parameters on %d device(s); training step compiled in %.0f s",
-            count(state.params),
-            mesh.size,
-            time.perf_counter() - started,
-        )
+        train_step = traced.lower().compile()
+        seconds = time.perf_counter() - started
+        log.info("%s: %s parameters, compiled in %.0f s", run_path, count(state.params), seconds)
+        log.info("MFU is of %.4g FLOP/s: %s", device_peak.flops_per_s, device_peak.origin)
 
         # ---------------------------------------------------------------------------- what is kept
         step = saved_step = position.step

@@ -12,14 +12,19 @@ WORDS = ["state", "attention", "kernel", "decay", "long", "ölçü"]
 CONFIG = """
 from hybrid_lm.config import Config, EvaluationConfig, OptimizerConfig, TrainConfig
 from hybrid_lm.data.config import DataConfig
-from hybrid_lm.mixers import Linear
+from hybrid_lm.mixers import Attention, Linear
 from hybrid_lm.model import ModelConfig
 from hybrid_lm.sharding import MeshConfig
 
 
 def config():
     return Config(
-        model=ModelConfig("all: lin", {{"lin": Linear(heads=2)}}, width=16, mlp_width=0),
+        model=ModelConfig(
+            layers="all: lin",
+            mixers={{"lin": Linear(heads=2), "attn": Attention(heads=2)}},
+            width=16,
+            mlp_width=0,
+        ),
         data=DataConfig({documents!r}, cache_dir={cache!r}, validation_fraction=0.3),
         optimizer=OptimizerConfig(warmup_steps=5, learning_rate=1e-2),
         train=TrainConfig(

@@ -1,12 +1,12 @@
 """Checkpoints: what is read is what was saved, or what was saved before it, or an error."""
 
 import dataclasses
+import functools
 import logging
 import os
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,19 +35,19 @@ def model_and_like(config=CONFIG, **mesh):
     return model, mesh, abstract_state(model, optimizer, mesh)
 
 
-def random_state(seed, like):
-    """A state of random numbers, counters included, placed as ``like`` says."""
+@functools.cache
+def random_numbers(seed):
+    """A state of random numbers, the optimizer's counters included."""
+    _, _, like = model_and_like()
     rng = np.random.default_rng(seed)
-    state = jax.tree.map(
-        lambda leaf: jax.device_put(
-            rng.integers(0, 99, leaf.shape).astype(leaf.dtype)
-            if leaf.dtype == jnp.int32
-            else rng.standard_normal(leaf.shape).astype(leaf.dtype),
-            leaf.sharding,
-        ),
-        like,
+    state = jax.tree.map(lambda leaf: (99 * rng.random(leaf.shape)).astype(leaf.dtype), like)
+    return state._replace(step=np.int32(seed), finite=np.bool_(True))
+
+
+def random_state(seed, like):
+    return jax.tree.map(
+        lambda x, leaf: jax.device_put(x, leaf.sharding), random_numbers(seed), like
     )
-    return state._replace(step=jnp.int32(seed), finite=jnp.bool(True))
 
 
 def data_state(step):
@@ -82,19 +82,15 @@ def files(directory):
     }
 
 
-def assert_state(state, step, like):
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        jax.device_get(state),
-        jax.device_get(random_state(step, like)),
-    )
+def assert_state(state, step):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), random_numbers(step))
 
 
 def test_the_newest_comes_back_bit_for_bit_and_only_so_many_are_kept(run_dir):
     assert {path.name for path in run_dir.checkpoints.iterdir()} == {"3", "4"}
     model, mesh, like = model_and_like()
     state, position = checkpoint.restore(run_dir, like)
-    assert_state(state, 4, like)
+    assert_state(state, 4)
     assert position == Position(4, 40, data_state(4))
     params, step = checkpoint.load_params(run_dir, model, mesh)
     assert step == 4
@@ -104,7 +100,7 @@ def test_the_newest_comes_back_bit_for_bit_and_only_so_many_are_kept(run_dir):
 def test_it_comes_back_on_another_mesh(run_dir):
     _, _, like = model_and_like(data=2, model=2)
     state, _ = checkpoint.restore(run_dir, like)
-    assert_state(state, 4, like)
+    assert_state(state, 4)
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
@@ -130,7 +126,7 @@ def test_any_damaged_file_means_the_one_before_or_no_difference(run_dir, damage,
         caplog.clear()
         with caplog.at_level(logging.WARNING, "hybrid_lm"):
             state, position = checkpoint.restore(run_dir, like)
-        assert_state(state, position.step, like)
+        assert_state(state, position.step)
         assert position.step in (3, 4)
         if position.step == 3:
             fell_back += 1
@@ -194,7 +190,7 @@ def test_what_a_killed_process_left_half_written_is_ignored_and_removed(run_dir)
     writer.close()
     assert {path.name for path in run_dir.checkpoints.iterdir()} == {"4", "5"}
     state, _ = checkpoint.restore(run_dir, like)
-    assert_state(state, 5, like)
+    assert_state(state, 5)
 
 
 def test_without_a_checkpoint_training_starts_and_evaluation_says_so(run_dir):
