@@ -55,7 +55,7 @@ def write_config(root: Path) -> Path:
     return path
 
 
-def start(config: Path, run_dir: Path, *options: str) -> subprocess.Popen:
+def start(config: Path, run_dir: Path, *options: str, env=None) -> subprocess.Popen:
     """The command in a process of its own; programs are compiled once for all processes."""
     return subprocess.Popen(
         [
@@ -68,7 +68,8 @@ def start(config: Path, run_dir: Path, *options: str) -> subprocess.Popen:
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XDG_CACHE_HOME": str(config.parent / "xdg"),
-        },
+        }
+        | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,11 +1,16 @@
 """The files of numbers: one line per step, cut back where a run resumes."""
 
+import io
 import json
+import logging
 import struct
 
+import pytest
+from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hybrid_lm.metrics import MetricsLog, Row
+from hybrid_lm.progress import Progress, log_to
 from hybrid_lm.throughput import Stopwatch
 
 
@@ -81,3 +86,18 @@ def test_pauses_do_not_count_as_training(monkeypatch):
     assert watch.rate() == (50.0, 2000.0)
     watch.step_done(30)
     assert watch.rate() == (30.0, 1000.0)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_shows_the_numbers_on_a_terminal_and_in_a_log(is_terminal):
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=150)
+    with log_to(console):
+        with Progress(console, step=0, steps=100, evaluate_every=40) as progress:
+            progress.step(50)
+            progress.row(row(50))
+            progress.evaluating(3, 7)
+        logging.getLogger("hybrid_lm.anything").info("a line")
+    printed = console.file.getvalue()
+    assert "a line" in printed
+    for text in ("50/100", "5,000 tokens/s", "MFU 25.0%", "0:00:00 left", "evaluation in 30"):
+        assert text in printed
