@@ -193,7 +193,9 @@ class Model:
             remat: what the backward pass recomputes: "none", all but matrix products ("dots"), or
                 whole blocks ("block").
         """
-        x_BLD = params["embedding"].astype(ctx.dtype)[tokens_BL] * self.config.width**0.5
+        # Whole along D before the look-up, as the rows it gives are sharded over the batch.
+        embedding_VD = constrain(params["embedding"].astype(ctx.dtype), ("vocab", None))
+        x_BLD = embedding_VD[tokens_BL] * self.config.width**0.5
         x_BLD = constrain(x_BLD.astype(ctx.dtype), ("batch", "length", None))
         exits, next_state = [], {}
         for g, group in enumerate(self.plan.groups):
