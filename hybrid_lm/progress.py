@@ -1,6 +1,7 @@
 """Progress on the terminal: a bar, or plain lines where the output is no terminal."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,15 +46,16 @@ class Progress:
         self._is_plain = not console.is_terminal
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=8),  # the numbers of a step fit in 80 columns beside it
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=console,
             disable=self._is_plain,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # a table sent to a file must arrive there
         )
         self._training = self._bar.add_task("train", total=steps, completed=step, numbers="")
-        self._evaluation = self._bar.add_task("evaluate", visible=False, numbers="documents")
+        self._evaluation = self._bar.add_task("evaluate", total=1, visible=False, numbers="")
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -73,12 +75,13 @@ class Progress:
         to_evaluation = min(-row.step % self._evaluate_every, remaining)
         numbers = (
             f"loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s  MFU {row.mfu:.1%}  {left} left"
-            f"  evaluation in {to_evaluation}"
         )
+        next_evaluation = f"evaluation in {to_evaluation}"
         self._bar.update(self._training, numbers=numbers)
+        self._bar.update(self._evaluation, completed=0, visible=True, numbers=next_evaluation)
         if self._is_plain:
-            log.info("step %d/%d  %s", row.step, self._steps, numbers)
+            log.info("step %d/%d  %s  %s", row.step, self._steps, numbers, next_evaluation)
 
     def evaluating(self, done: int, total: int) -> None:
         """``done`` of ``total`` parts of an evaluation are done."""
-        self._bar.update(self._evaluation, completed=done, total=total, visible=done < total)
+        self._bar.update(self._evaluation, completed=done, total=total, visible=True, numbers="now")

@@ -160,6 +160,7 @@ def train(options: Options, console: Console) -> None:
             state, position = restored
             batches.set_state(position.data)
             log.info("resuming %s after step %d", run_path, position.step)
+        log.info("compiling the training step")
         started = time.perf_counter()
         train_step = traced.lower().compile()
         seconds = time.perf_counter() - started

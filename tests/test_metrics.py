@@ -93,9 +93,9 @@ def test_progress_shows_the_numbers_on_a_terminal_and_in_a_log(is_terminal):
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=150)
     with log_to(console):
         with Progress(console, step=0, steps=100, evaluate_every=40) as progress:
+            progress.evaluating(3, 7)
             progress.step(50)
             progress.row(row(50))
-            progress.evaluating(3, 7)
         logging.getLogger("hybrid_lm.anything").info("a line")
     printed = console.file.getvalue()
     assert "a line" in printed
