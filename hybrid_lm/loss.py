@@ -11,13 +11,16 @@ def token_nll(
     *,
     chunk_size: int = 1024,
 ) -> jax.Array:
-    """``-log softmax(readout . embedding^T)[target]`` per token -> float32 nll_BL, in nats.
+    """``-log softmax(readout . embedding^T)[target]`` per token -> nll_BL, in nats.
+
+    Computed in float32 (float64 if given).
 
     The logits exist for ``chunk_size`` positions at a time, in the forward and, recomputed, in the
     backward pass.
     """
     batch, length, _ = readout_BLD.shape
     size = min(chunk_size, length)
+    wide = jnp.promote_types(readout_BLD.dtype, jnp.float32)
 
     def cut(x):
         x = jnp.pad(x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2))
@@ -27,9 +30,7 @@ def token_nll(
     def chunk(args):
         readout_BCD, targets_BC = args
         weight_VD = embedding_VD.astype(readout_BCD.dtype)
-        logits_BCV = jnp.einsum(
-            "bcd,vd->bcv", readout_BCD, weight_VD, preferred_element_type=jnp.float32
-        )
+        logits_BCV = jnp.einsum("bcd,vd->bcv", readout_BCD, weight_VD, preferred_element_type=wide)
         target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits_BCV, axis=-1) - target_BC
 

@@ -4,13 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_lm.mixers import Context
 from tests.laws.cases import (
     Case,
     defaults,
+    packed_context,
     parameters,
     random_x,
     run,
+    single_context,
 )
 from tests.numerics import jit, relative_rmse
 
@@ -23,12 +24,17 @@ def test_a_short_row_is_the_start_of_a_long_one(case: Case):
     params = parameters(case.config)
     x_BLD = random_x(np.random.default_rng(0), 1, LONGEST)
 
+    # The longest as a packed row of one document, which is the same.
+    longest_ctx = single_context(1, LONGEST)
+    if case.config.packable:
+        longest_ctx = packed_context(np.full((1, LONGEST), 3))
+    contexts = [*(single_context(1, length) for length in LENGTHS), longest_ctx]
+
     @jit
     def of_all_lengths(x_BLD):
-        lengths = (*LENGTHS, LONGEST)
         return [
-            run(case.config, params, x_BLD[:, :length], Context.of_documents(1, length))[0]
-            for length in lengths
+            run(case.config, params, x_BLD[:, : ctx.positions_BL.shape[1]], ctx)[0]
+            for ctx in contexts
         ]
 
     *shorter, longest = of_all_lengths(x_BLD)
