@@ -9,7 +9,7 @@ from hybrid_lm.model import ModelConfig
 
 
 def config() -> Config:
-    """54M parameters on bytes; without --data.source, of the Python standard library."""
+    """52M parameters on bytes; without --data.source, of the Python standard library."""
     return Config(
         model=ModelConfig(
             layers="early: attn*2; middle: (mamba*3, swa)*2; deep: mamba2*4",
