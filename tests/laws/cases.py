@@ -20,18 +20,17 @@ WIDTH = 16
 # Small enough that a row of some ten tokens has several heads, chunks and full windows.
 TINY = {"heads": 4, "state_size": 8, "head_dim": 8, "chunk_size": 4}
 
-# Settings that run other code than the default does. A mixer that is not here runs its default.
+# Settings that change what a token sees or what the state holds. A mixer that is not here runs its
+# default.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "attention": {
-        "window": {"window": 5, "kv_heads": 2},
-        "nope": {"rope_theta": None, "qk_norm": False},
-    },
-    "linear": {"relu": {"feature_map": "relu"}},
-    "mamba2": {"groups": {"groups": 2}},
+    "attention": {"window": {"window": 5, "kv_heads": 2}},
 }
 
-# Settings that only change where parameters start: for the laws about numbers.
-STARTS: dict[str, dict[str, dict[str, Any]]] = {
+# Settings that only change the numbers: for the laws about them.
+ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
+    "attention": {"nope": {"rope_theta": None, "qk_norm": False}},
+    "linear": {"relu": {"feature_map": "relu"}},
+    "mamba2": {"groups": {"groups": 2}},
     "s4d": {"lin": {"initial": "lin"}, "inv": {"initial": "inv"}},
 }
 
@@ -54,11 +53,13 @@ def defaults(**sizes: int) -> list[Case]:
     return [Case(key, _sized(mixers.get(key)(), sizes or TINY)) for key in mixers.names()]
 
 
-def cases(*, starts: bool = False, **sizes: int) -> list[Case]:
-    """`defaults` and the `VARIANTS` (and `STARTS`) of each."""
+def cases(*, arithmetic: bool = False, **sizes: int) -> list[Case]:
+    """`defaults` and the `VARIANTS` (and `ARITHMETIC`) of each."""
     found = []
     for default in defaults(**sizes):
-        variants = VARIANTS.get(default.name, {}) | (STARTS.get(default.name, {}) if starts else {})
+        variants = VARIANTS.get(default.name, {})
+        if arithmetic:
+            variants = variants | ARITHMETIC.get(default.name, {})
         found += [
             default,
             *(

@@ -114,11 +114,12 @@ def test_a_document_that_outgrows_a_fixed_cache_is_nan_and_the_next_one_is_not(c
             start + jnp.arange(length, dtype=jnp.int32)[None], jnp.asarray([ids]), capacity=capacity
         )
 
+    step = jit(partial(run, config, params))
     ys = []
     for start, ids in ((0, (7, 7, 7)), (3, (7, 7, 7)), (6, (7, 7, 8))):
         x_BLD = random_x(rng, 1, length)
-        y_BLD, state = run(config, params, x_BLD, context(start, ids), state)
+        y_BLD, state = step(x_BLD, context(start, ids), state)
         ys.append(np.isnan(np.asarray(y_BLD[0])).any(axis=-1).tolist())
     assert ys == [[False] * 3, [False] * 3, [True, True, False]]
-    y_BLD, _ = run(config, params, random_x(rng, 1, length), context(1, (8, 8, 8)), state)
+    y_BLD, _ = step(random_x(rng, 1, length), context(1, (8, 8, 8)), state)
     assert np.isfinite(y_BLD).all()

@@ -18,7 +18,7 @@ def of_length(length, width=WIDTH, dtype=jnp.float32):
     return Context.of_documents(1, length, dtype=dtype, capacity=length), x_BLD
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", cases(arithmetic=True), ids=str)
 @pytest.mark.parametrize(("length", "dtype"), [(3, "float32"), (40, "bfloat16")])
 def test_state_bytes_are_those_of_the_state(case: Case, length: int, dtype: str):
     ctx, x_BLD = of_length(length, dtype=dtype)
@@ -77,7 +77,7 @@ def matrix_flops(jaxpr, times=1):
     return total
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", cases(arithmetic=True), ids=str)
 def test_flops_count_every_product_with_a_parameter(case: Case):
     """A row of one token has no products but those, and the mixer's own work on its state."""
     params = parameters(case.config)

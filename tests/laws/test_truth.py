@@ -25,7 +25,7 @@ REFERENCE = Implementation(**{f.name: "reference" for f in dataclasses.fields(Im
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", cases(starts=True), ids=str)
+@pytest.mark.parametrize("case", cases(arithmetic=True), ids=str)
 def test_values_and_gradients_match_the_definition_in_float64(case: Case):
     rng = np.random.default_rng(0)
     config, params = case.config, parameters(case.config)
