@@ -56,6 +56,7 @@ def in_pieces_of(size, config, params, x_BLD, ctx):
     return jnp.moveaxis(y_nBCD, 0, 1).reshape(x_BLD.shape), state
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_pieces_equal_one_pass_in_values_and_gradients(case: Case):

@@ -55,6 +55,7 @@ def unsharded(case: Case) -> tuple[np.ndarray, dict]:
     return jax.device_get(gradients(params, *inputs(8, 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", defaults(), ids=str)
 def test_initialisation_equals_a_loop_over_layers(case: Case):
     model = stack(case, 2)
@@ -69,6 +70,7 @@ def test_initialisation_equals_a_loop_over_layers(case: Case):
     assert_close(start(case, 2)["groups"]["group1"]["0"], stacked)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", defaults(), ids=str)
 def test_scan_equals_a_loop_over_layers(case: Case):
