@@ -77,7 +77,9 @@ class _Blocks:
         key_C = j * self.k_size + jnp.arange(self.k_size)
         seen = (key_C >= first_BC[..., None]) & (key_C <= query_C[:, None])
         scores = einsum_f32("bqgrk,bsgk->bgrqs", q_BCGRK, self.k_nBCGK[j]) * self.scale
-        return scores, seen[:, None, None]
+        # XLA may compute them anew, and round them differently, for each of their uses: large
+        # scores would then lie far from their own maximum.
+        return jax.lax.optimization_barrier(scores), seen[:, None, None]
 
 
 def _forward(q_BLHK, k_BSGK, v_BSGP, first_BL, chunk_size):
