@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from hybrid_lm.embedding import embed
 from hybrid_lm.errors import UserError
 from hybrid_lm.layers import RMSNorm, fan_in, param, project, rms_norm
 from hybrid_lm.mixers import Context, Cost, MixerConfig
@@ -194,8 +195,8 @@ class Model:
                 whole blocks ("block").
         """
         # Whole along D before the look-up, as the rows it gives are sharded over the batch.
-        embedding_VD = constrain(params["embedding"].astype(ctx.dtype), ("vocab", None))
-        x_BLD = embedding_VD[tokens_BL] * self.config.width**0.5
+        embedding_VD = constrain(params["embedding"], ("vocab", None))
+        x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
         x_BLD = constrain(x_BLD.astype(ctx.dtype), ("batch", "length", None))
         exits, next_state = [], {}
         for g, group in enumerate(self.plan.groups):
