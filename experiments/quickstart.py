@@ -25,13 +25,13 @@ def config() -> Config:
         ),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20),
         train=TrainConfig(
-            steps=110,
+            steps=90,
             length=2048,
             batch_size=2,
             dtype="float32",
             remat="none",
             log_every=10,
-            checkpoint_every=55,
+            checkpoint_every=45,
         ),
-        evaluation=EvaluationConfig(every=110, documents=24, batch_size=4),
+        evaluation=EvaluationConfig(every=90, documents=24, batch_size=4),
     )

@@ -112,6 +112,9 @@ class Model:
         if config.width < 1 or config.mlp_width < 0:
             raise UserError(f"model: width {config.width} and mlp_width {config.mlp_width}")
         used = dict.fromkeys(key for group in self.plan.groups for key in group.unit)
+        for key in used:
+            if not config.mixers[key].is_causal():
+                raise UserError(f"mixer {key!r} is not causal: a token would see what it predicts")
         blocks = {
             key: nnx.split(nnx.eval_shape(lambda key=key: Block(config, key, nnx.Rngs(0))))
             for key in used

@@ -140,6 +140,13 @@ class MixerConfig:
         """Whether time and state stay bounded per token however long the row."""
         return True
 
+    def is_causal(self) -> bool:
+        """Whether an output depends on nothing after its token; a language model takes no other.
+
+        A mixer that is not has no state: it is called without one, and returns ``()``.
+        """
+        return True
+
     def limit(self, length: int) -> "tuple[MixerConfig, MixerConfig] | None":
         """Where this mixer must equal full softmax attention on rows of ``length``.
 
