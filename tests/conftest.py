@@ -1,7 +1,13 @@
 """Eight CPU devices in every test process, so that sharding is tested without accelerators."""
 
-import jax
-import pytest
+import os
+
+# Code for tiny programs is generated faster in one piece.
+_ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_PIECE}".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 

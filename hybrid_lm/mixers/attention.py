@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
 from hybrid_lm.layers import RMSNorm, fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
 
 
 @register("attention")
@@ -38,6 +38,8 @@ class Attention(MixerConfig):
     """RMS-normalise queries and keys per head."""
     chunk_size: int = 512
     """Block of queries and keys in the XLA form."""
+    causal: bool = True
+    """False: a token sees its whole document."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "AttentionMixer":
         return AttentionMixer(self, width, rngs)
@@ -54,10 +56,15 @@ class Attention(MixerConfig):
             raise UserError(f"attention: rotary positions need an even head_dim, not {head_dim}")
         if self.window is not None and self.window < 1:
             raise UserError(f"attention: window {self.window} must be at least 1")
+        if self.window is not None and not self.causal:
+            raise UserError("attention: a window looks back; leave it out where causal is False")
         return kv_heads, head_dim
 
     def is_subquadratic(self) -> bool:
         return self.window is not None
+
+    def is_causal(self) -> bool:
+        return self.causal
 
     def flops_per_token(self, width: int, length: int) -> float:
         kv_heads, head_dim = self.resolved(width)
@@ -65,6 +72,8 @@ class Attention(MixerConfig):
         window = min(self.window or length, length)
         # Token i sees min(i + 1, window) keys.
         mean_keys = (window * (window + 1) / 2 + (length - window) * window) / length
+        if not self.causal:
+            mean_keys = length
         return projections + 4 * self.heads * head_dim * mean_keys
 
     def limit(self, length: int) -> tuple[MixerConfig, MixerConfig]:
@@ -97,6 +106,8 @@ class AttentionMixer(nnx.Module):
         self, x_BLD: jax.Array, ctx: Context, state: State | None = None
     ) -> tuple[jax.Array, State]:
         config, length = self.config, x_BLD.shape[1]
+        if state is not None and not config.causal:
+            raise UserError(NO_STATE)
         q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
         k_BLGK = project("bld,dgk->blgk", x_BLD, self.k)
         v_BLGK = project("bld,dgk->blgk", x_BLD, self.v)
@@ -117,6 +128,7 @@ class AttentionMixer(nnx.Module):
             k_BSGK,
             v_BSGK,
             starts_BL,
+            None if config.causal else ctx.ends_BL(),
             window=config.window,
             max_segments=ctx.max_segments,
             chunk_size=config.chunk_size,
@@ -127,9 +139,13 @@ class AttentionMixer(nnx.Module):
             lost_BL = overflow_B[:, None] & (starts_BL == 0)
             y_BLHK = jnp.where(lost_BL[..., None, None], jnp.nan, y_BLHK)
         y_BLD = project("blhk,hkd->bld", y_BLHK, self.out)
+        if not config.causal:
+            return y_BLD, ()
         return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL)
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
+        if not self.config.causal:
+            return ()
         keys = capacity if self.config.window is None else self.config.window - 1
         empty = jnp.zeros((batch, keys, self.kv_heads, self.head_dim), dtype)
         none = jnp.zeros((batch,), jnp.int32)

@@ -23,6 +23,9 @@ from hybrid_lm.kernels.dispatch import Implementation
 
 State = Any  # a pytree of arrays; () for a stateless mixer
 
+NO_STATE = "a mixer that is not causal takes no state"
+"""Message of the `UserError` where one is given."""
+
 CONTINUES = -1
 """``state["segment"]`` of an initial state: it continues whatever segment comes first."""
 
@@ -90,6 +93,16 @@ class Context:
             first_B1 = (ids_BL[:, 0] != previous_segment_B) & (previous_segment_B != CONTINUES)
             first_B1 = first_B1[:, None]
         return jnp.concatenate([first_B1, ids_BL[:, 1:] != ids_BL[:, :-1]], axis=1)
+
+    def ends_BL(self) -> jax.Array:
+        """int32 index in the row of the last token of each token's document (or padding)."""
+        batch, length = self.positions_BL.shape
+        place_L = jnp.arange(length, dtype=jnp.int32)
+        if self.segment_ids_BL is None:
+            return jnp.full((batch, length), length - 1, jnp.int32)
+        ids_BL = self.segment_ids_BL
+        is_end_BL = jnp.pad(ids_BL[:, 1:] != ids_BL[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+        return jax.lax.cummin(jnp.where(is_end_BL, place_L, length), axis=1, reverse=True)
 
     def last_segment_B(self) -> jax.Array:
         """The segment that the state after this row belongs to (1 where ids are not given)."""

@@ -31,7 +31,6 @@ ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {"nope": {"rope_theta": None, "qk_norm": False}},
     "linear": {"relu": {"feature_map": "relu"}},
     "mamba2": {"groups": {"groups": 2}},
-    "s4d": {"lin": {"initial": "lin"}, "inv": {"initial": "inv"}},
 }
 
 # Numbers are float32, and float64 in tests that use the fixture of that name.

@@ -1,7 +1,8 @@
-"""Causal softmax attention over documents: ``y_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j``.
+"""Softmax attention over documents: ``y_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j``.
 
 Query ``i`` of a row sits at key ``S - L + i`` and sees the keys from the start of its document (and
-of its window) up to its own: keys before the row are a cache.
+of its window) up to its own, or, bidirectional, to the end of its document: keys before the row are
+a cache.
 """
 
 import jax
@@ -16,6 +17,7 @@ def attention(
     k_BSGK: jax.Array,
     v_BSGP: jax.Array,
     starts_BL: jax.Array | None = None,
+    ends_BL: jax.Array | None = None,
     *,
     window: int | None = None,
     max_segments: int | None = None,
@@ -30,6 +32,8 @@ def attention(
         v_BSGP: values.
         starts_BL: int32 index, among the S keys, of the first key of each query's document;
             None: every row is one document that starts at key 0.
+        ends_BL: int32 index of the last key of each query's document, for queries that see what
+            comes after them; None: causal.
         window: a query sees itself and the ``window - 1`` keys before it; None: no bound.
         max_segments: promised bound on the documents of a row (see `Context`).
         chunk_size: block of the XLA form, in queries and keys.
@@ -42,7 +46,7 @@ def attention(
     if window is not None and window >= keys:
         window = None
     obstacles = {
-        "cudnn": cudnn.obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, window, max_segments),
+        "cudnn": cudnn.obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, ends_BL, window, max_segments),
         "xla": None,
         "reference": None,
     }
@@ -51,10 +55,12 @@ def attention(
         return cudnn.attention(
             q_BLHK, k_BSGK, v_BSGP, starts_BL, window=window, max_segments=max_segments
         )
-    last_L = jnp.arange(keys - length, keys, dtype=jnp.int32)
+    own_L = jnp.arange(keys - length, keys, dtype=jnp.int32)
+    own_BL = jnp.broadcast_to(own_L, q_BLHK.shape[:2])
+    last_BL = own_BL if ends_BL is None else ends_BL
     first_BL = jnp.zeros(q_BLHK.shape[:2], jnp.int32) if starts_BL is None else starts_BL
     if window is not None:
-        first_BL = jnp.maximum(first_BL, last_L[None, :] - (window - 1))
+        first_BL = jnp.maximum(first_BL, own_BL - (window - 1))
     if chosen == "reference" or length == 1:
-        return reference.attention(q_BLHK, k_BSGK, v_BSGP, first_BL)
-    return xla.attention(q_BLHK, k_BSGK, v_BSGP, first_BL, chunk_size)
+        return reference.attention(q_BLHK, k_BSGK, v_BSGP, first_BL, last_BL)
+    return xla.attention(q_BLHK, k_BSGK, v_BSGP, first_BL, last_BL, chunk_size)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from hybrid_lm.kernels.dispatch import on_gpu
 
 
-def obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, window, max_segments) -> str | None:
+def obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, ends_BL, window, max_segments) -> str | None:
     """Why cuDNN cannot run on these operands; None if it can."""
     if not on_gpu():
         return "the device is not a GPU"
@@ -21,6 +21,8 @@ def obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, window, max_segments) -> str | N
         return f"it takes bf16 or fp16, not {q_BLHK.dtype}"
     if q_BLHK.shape[1] != k_BSGK.shape[1]:
         return "there is a key/value cache"
+    if ends_BL is not None:
+        return "a query sees later keys"
     if q_BLHK.shape[1] < 2:
         return "a row of one token"
     if max(q_BLHK.shape[3], v_BSGP.shape[3]) > 128 or q_BLHK.shape[3] % 8 or v_BSGP.shape[3] % 8:
