@@ -25,7 +25,7 @@ class Implementation:
     selective_scan: Literal["pallas", "xla", "reference"] | None = None
     """Mamba's recurrence: GPU kernels, two-level scan over chunks, or step by step."""
     s4d_scan: Literal["xla", "reference"] | None = None
-    """S4D's recurrence: two-level scan over chunks, or step by step."""
+    """S4D's recurrence: Toeplitz matrices and a scan over chunks, or step by step."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

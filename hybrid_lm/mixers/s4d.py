@@ -30,7 +30,7 @@ class S4D(MixerConfig):
     initial: Literal["legs", "lin", "inv"] = "legs"
     """Start of A: HiPPO-LegS's diagonal part, S4D-Lin or S4D-Inv."""
     chunk_size: int = 32
-    """Tokens a chunk of the XLA scan takes one by one."""
+    """Tokens whose outputs one Toeplitz matrix per channel gives."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "S4DMixer":
         if self.state_size < 2 or self.state_size % 2:

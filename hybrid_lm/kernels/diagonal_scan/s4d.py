@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.diagonal_scan import reference, xla
+from hybrid_lm.kernels.diagonal_scan import reference, s4d_xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
 from hybrid_lm.kernels.dispatch import choose
 
@@ -51,6 +51,7 @@ def s4d_scan(
         c_DN: complex ``C * B_bar``.
         resets_BL: True where the state is cleared before the token.
         initial_state_BDN: complex state before the first token; None is zero.
+        chunk_size: tokens of a chunk in the XLA form.
 
     Returns:
         y_BLD (real) and the complex state after the last token.
@@ -58,8 +59,10 @@ def s4d_scan(
     wide = jnp.promote_types(u_BLD.dtype, jnp.float32)
     if initial_state_BDN is None:
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *c_DN.shape), c_DN.dtype)
-    x = {"u": u_BLD.astype(wide), "step": jnp.ones(u_BLD.shape[:2], wide)}
-    recurrence = _S4D(log_decay_DN, c_DN)
-    if choose("s4d_scan", implementation, {"xla": None, "reference": None}) == "reference":
-        return reference.scan(recurrence, x, resets_BL, initial_state_BDN)
-    return xla.scan(recurrence, x, resets_BL, initial_state_BDN, chunk_size=chunk_size)
+    u_BLD = u_BLD.astype(wide)
+    operands = (resets_BL, initial_state_BDN)
+    chosen = choose("s4d_scan", implementation, {"xla": None, "reference": None})
+    if chosen == "reference" or u_BLD.shape[1] == 1:
+        x = {"u": u_BLD, "step": jnp.ones(u_BLD.shape[:2], wide)}
+        return reference.scan(_S4D(log_decay_DN, c_DN), x, *operands)
+    return s4d_xla.scan(u_BLD, log_decay_DN, c_DN, *operands, chunk_size=chunk_size)

@@ -59,6 +59,9 @@ def ssd(
     written = einsum_f32("bcjgn,bcjgrp->bcgrnp", k, kept_v)
     stays = jnp.where((last_run == 0)[..., None], jnp.exp(total[:, :, -1]), 0.0)
 
+    # A GPU would otherwise run the gradient of the scan below anew for each token of a chunk.
+    stays = jax.lax.optimization_barrier(stays)
+
     def combine(left, right):
         return left[0] * right[0], left[1] * right[0][..., None, None] + right[1]
 
