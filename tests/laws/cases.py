@@ -18,7 +18,7 @@ from tests.numerics import jit
 WIDTH = 16
 
 # Small enough that a row of some ten tokens has several heads, chunks and full windows.
-TINY = {"heads": 4, "state_size": 8, "head_dim": 8, "chunk_size": 4}
+TINY = {"heads": 4, "state_size": 8, "head_dim": 8, "chunk_size": 4, "feature_dim": 3}
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its
 # default.
@@ -29,7 +29,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 # Settings that only change the numbers: for the laws about them.
 ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {"nope": {"rope_theta": None, "qk_norm": False}},
-    "linear": {"relu": {"feature_map": "relu"}},
+    "linear": {
+        "relu": {"feature_map": "relu", "decay": "head"},
+        "exp": {"feature_map": "exp"},
+        "taylor2": {"feature_map": "taylor2", "qk_norm": True, "decay": "token"},
+    },
     "mamba2": {"groups": {"groups": 2}},
 }
 
