@@ -26,6 +26,8 @@ class Implementation:
     """Mamba's recurrence: GPU kernels, two-level scan over chunks, or step by step."""
     s4d_scan: Literal["xla", "reference"] | None = None
     """S4D's recurrence: Toeplitz matrices and a scan over chunks, or step by step."""
+    delta_rule: Literal["xla", "reference"] | None = None
+    """Delta rule, gated or not: chunked with the UT transform, or step by step."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

@@ -3,11 +3,10 @@
 Section 6 of Dao & Gu 2024 (arXiv 2405.21060). Memory is O(L (C + N P / C)) per head.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
+from hybrid_lm.kernels.decay import sum_decays
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.kernels.ssd import reference
 
@@ -36,7 +35,7 @@ def ssd(
         total = jnp.zeros(v.shape[:-1], wide)
     else:
         log_decay = log_decay_BLH.astype(wide).reshape(batch, length, groups, -1)
-        total = _sum_decays(cut(log_decay), resets)
+        total = sum_decays(cut(log_decay), resets)
     runs = jnp.zeros((batch, total.shape[1], size), jnp.int32)
     if resets is not None:
         runs = jnp.cumsum(resets, axis=2)  # starts of documents in the chunk so far
@@ -76,24 +75,3 @@ def ssd(
     y += einsum_f32("bcign,bcgrnp->bcigrp", q, before) * from_start[..., None]
     y_BLHP = y.reshape(batch, -1, heads, y.shape[-1])[:, :length]
     return y_BLHP, states[:, -1].reshape(initial_state_BHNP.shape)
-
-
-def _sum_decays(log_decay: jax.Array, resets: jax.Array | None) -> jax.Array:
-    """Log decay from before the chunk, or from the start of the document in it, to each token.
-
-    Both are [B, chunks, C, ...]. A plain cumulative sum would let the rounding of one document
-    depend on the documents before it.
-    """
-    # The sums are subtracted later: logs below those of underflow would only cost precision.
-    log_decay = jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny) - 1)
-    if resets is None:
-        return jnp.cumsum(log_decay, axis=2)
-
-    def join(left, right):
-        starts, total = right
-        return left[0] | starts, jnp.where(starts, total, left[1] + total)
-
-    starts = resets[..., None, None]
-    decays_within = jnp.where(starts, 0.0, log_decay)
-    starts = jnp.broadcast_to(starts, log_decay.shape)
-    return jax.lax.associative_scan(join, (starts, decays_within), axis=2)[1]
