@@ -10,6 +10,7 @@ from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
 from hybrid_lm.mixers.s4d import S4D
+from hybrid_lm.mixers.sparse import Sparse
 
 __all__ = [
     "CONTINUES",
@@ -22,6 +23,7 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerConfig",
+    "Sparse",
     "get",
     "names",
     "register",
