@@ -112,13 +112,13 @@ class AttentionMixer(nnx.Module):
         else:
             k_BSGK = jnp.concatenate([state["k"].astype(k_BLGK.dtype), k_BLGK], axis=1)
             v_BSGK = jnp.concatenate([state["v"].astype(v_BLGK.dtype), v_BLGK], axis=1)
-        y_BLHK = self._attend(q_BLHK, k_BSGK, v_BSGK, starts_BL, ctx, state)
+        y_BLHK, kept = self._attend(q_BLHK, k_BSGK, v_BSGK, starts_BL, ctx, state)
         if state is not None and config.window is None:
             overflow_B = state["seen"] > state["k"].shape[1]
             lost_BL = overflow_B[:, None] & (starts_BL == 0)
             y_BLHK = jnp.where(lost_BL[..., None, None], jnp.nan, y_BLHK)
         y_BLD = project("blhk,hkd->bld", y_BLHK, self.out)
-        return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL)
+        return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL) | kept
 
     def _attend(
         self,
@@ -128,10 +128,13 @@ class AttentionMixer(nnx.Module):
         starts_BL: jax.Array | None,
         ctx: Context,
         state: State | None,
-    ) -> jax.Array:
-        """Outputs of the heads; what another choice of the keys that a query sees overrides."""
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Outputs of the heads, and what the state holds beside keys and values.
+
+        Another choice of the keys that a query sees overrides this.
+        """
         del state
-        return attention(
+        y_BLHK = attention(
             q_BLHK,
             k_BSGK,
             v_BSGK,
@@ -141,6 +144,7 @@ class AttentionMixer(nnx.Module):
             chunk_size=self.config.chunk_size,
             implementation=ctx.implementation.attention,
         )
+        return y_BLHK, {}
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         keys = capacity if self.config.window is None else self.config.window - 1

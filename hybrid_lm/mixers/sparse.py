@@ -124,13 +124,13 @@ class SparseMixer(AttentionMixer):
         starts_BL: jax.Array | None,
         ctx: Context,
         state: State | None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         pattern, (batch, length), keys = self.pattern, q_BLHK.shape[:2], k_BSGK.shape[1]
         if keys <= pattern.block_size:  # One block holds all.
             return super()._attend(q_BLHK, k_BSGK, v_BSGK, starts_BL, ctx, state)
         tiles = Tiles.of(starts_BL, batch, length, keys, pattern.block_size)
         blocks_JGM = pattern.earlier_blocks(keys // pattern.block_size + 1, self.kv_heads)
-        return block_attention(
+        y_BLHK = block_attention(
             q_BLHK,
             k_BSGK,
             v_BSGK,
@@ -139,3 +139,4 @@ class SparseMixer(AttentionMixer):
             local_blocks=pattern.local_blocks,
             implementation=ctx.implementation.block_attention,
         )
+        return y_BLHK, {}

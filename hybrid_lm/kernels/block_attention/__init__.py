@@ -9,6 +9,7 @@ import jax
 
 from hybrid_lm.kernels.block_attention import reference, xla
 from hybrid_lm.kernels.block_attention.tiles import Tiles
+from hybrid_lm.kernels.block_attention.xla import slices
 from hybrid_lm.kernels.dispatch import choose
 
 
@@ -43,4 +44,4 @@ def block_attention(
     )
 
 
-__all__ = ["Tiles", "block_attention"]
+__all__ = ["Tiles", "block_attention", "slices"]

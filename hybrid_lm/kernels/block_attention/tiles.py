@@ -23,6 +23,8 @@ class Tiles:
         number_BT: number of the block within its document.
         tile_BL: tile of each query; -1 in the first block of a document.
         within_BL: place of each query within its document.
+        finished_BF: places of the first tokens of the finished blocks, F = S // C at most.
+        base_BT: index among them of block 0 of the tile's document.
     """
 
     block_size: int
@@ -32,12 +34,15 @@ class Tiles:
     number_BT: jax.Array
     tile_BL: jax.Array
     within_BL: jax.Array
+    finished_BF: jax.Array
+    base_BT: jax.Array
 
     @classmethod
     def of(
         cls, starts_BL: jax.Array | None, batch: int, length: int, keys: int, block_size: int
     ) -> Self:
         """Tiles of documents whose first keys are at ``starts_BL`` (None: one, at key 0)."""
+        finished = keys // block_size
         if starts_BL is None:
             number_T = jnp.arange(1, -(-length // block_size), dtype=jnp.int32)
             number_BT = jnp.broadcast_to(number_T, (batch, number_T.size))
@@ -51,30 +56,39 @@ class Tiles:
                 number_BT,
                 within_BL // block_size - 1,
                 within_BL,
+                jnp.broadcast_to(jnp.arange(finished) * block_size, (batch, finished)),
+                jnp.zeros_like(number_BT),
             )
         offset = keys - length
         place_S = jnp.arange(keys, dtype=jnp.int32)
         cached_BS = jnp.broadcast_to(starts_BL[:, :1], (batch, offset))
         within_BS = place_S - jnp.concatenate([cached_BS, starts_BL], axis=1)
         is_end_BS = (within_BS >= 0) & (within_BS % block_size == block_size - 1)
+        before_BS = jnp.cumsum(is_end_BS, axis=1, dtype=jnp.int32) - is_end_BS
         # Blocks after which something of the row may follow.
-        is_end_BS &= (place_S >= offset - block_size) & (place_S < keys - 1)
-        count = (length - 2) // block_size + 2
+        is_last_BS = is_end_BS & (place_S >= offset - block_size) & (place_S < keys - 1)
+        tiles_before_BS = jnp.cumsum(is_last_BS, axis=1, dtype=jnp.int32) - is_last_BS
 
-        def first(is_end_S):
-            return jnp.nonzero(is_end_S, size=count, fill_value=keys - 1)[0].astype(jnp.int32) + 1
+        def behind(is_end_BS, count):
+            """Places that follow the ends, the last key for those that are not there."""
 
-        first_BT = jax.vmap(first)(is_end_BS)
+            def of_row(is_end_S):
+                return jnp.nonzero(is_end_S, size=count, fill_value=keys - 1)[0]
+
+            return jax.vmap(of_row)(is_end_BS).astype(jnp.int32) + 1
+
+        first_BT = behind(is_last_BS, (length - 2) // block_size + 2)
         within_BT = jnp.take_along_axis(within_BS, first_BT - 1, axis=1) + 1
-        ends_BS = jnp.cumsum(is_end_BS, axis=1, dtype=jnp.int32) - is_end_BS
+        start_BT = first_BT - within_BT
         within_BL = within_BS[:, offset:]
-        tile_BL = jnp.where(within_BL < block_size, -1, ends_BS[:, offset:] - 1)
         return cls(
             block_size,
             False,
             first_BT,
-            first_BT - within_BT,
+            start_BT,
             within_BT // block_size,
-            tile_BL,
+            jnp.where(within_BL < block_size, -1, tiles_before_BS[:, offset:] - 1),
             within_BL,
+            behind(is_end_BS, finished) - block_size,
+            jnp.take_along_axis(before_BS, start_BT, axis=1),
         )
