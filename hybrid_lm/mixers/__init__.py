@@ -10,7 +10,9 @@ from hybrid_lm.mixers.delta import Delta
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
+from hybrid_lm.mixers.routed import Routed
 from hybrid_lm.mixers.s4d import S4D
+from hybrid_lm.mixers.sparse import Sparse
 
 __all__ = [
     "CONTINUES",
@@ -24,6 +26,8 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerConfig",
+    "Routed",
+    "Sparse",
     "get",
     "names",
     "register",

@@ -123,17 +123,7 @@ class AttentionMixer(nnx.Module):
         else:
             k_BSGK = jnp.concatenate([state["k"].astype(k_BLGK.dtype), k_BLGK], axis=1)
             v_BSGK = jnp.concatenate([state["v"].astype(v_BLGK.dtype), v_BLGK], axis=1)
-        y_BLHK = attention(
-            q_BLHK,
-            k_BSGK,
-            v_BSGK,
-            starts_BL,
-            None if config.causal else ctx.ends_BL(),
-            window=config.window,
-            max_segments=ctx.max_segments,
-            chunk_size=config.chunk_size,
-            implementation=ctx.implementation.attention,
-        )
+        y_BLHK, kept = self._attend(q_BLHK, k_BSGK, v_BSGK, starts_BL, ctx, state)
         if state is not None and config.window is None:
             overflow_B = state["seen"] > state["k"].shape[1]
             lost_BL = overflow_B[:, None] & (starts_BL == 0)
@@ -141,7 +131,34 @@ class AttentionMixer(nnx.Module):
         y_BLD = project("blhk,hkd->bld", y_BLHK, self.out)
         if not config.causal:
             return y_BLD, ()
-        return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL)
+        return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL) | kept
+
+    def _attend(
+        self,
+        q_BLHK: jax.Array,
+        k_BSGK: jax.Array,
+        v_BSGK: jax.Array,
+        starts_BL: jax.Array | None,
+        ctx: Context,
+        state: State | None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Outputs of the heads, and what the state holds beside keys and values.
+
+        Another choice of the keys that a query sees overrides this.
+        """
+        del state
+        y_BLHK = attention(
+            q_BLHK,
+            k_BSGK,
+            v_BSGK,
+            starts_BL,
+            None if self.config.causal else ctx.ends_BL(),
+            window=self.config.window,
+            max_segments=ctx.max_segments,
+            chunk_size=self.config.chunk_size,
+            implementation=ctx.implementation.attention,
+        )
+        return y_BLHK, {}
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         if not self.config.causal:
