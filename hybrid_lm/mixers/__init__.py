@@ -6,6 +6,7 @@ the config here.
 
 from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import CONTINUES, Context, Cost, Mixer, MixerConfig, get, names, register
+from hybrid_lm.mixers.conv import Conv
 from hybrid_lm.mixers.delta import Delta
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
@@ -19,6 +20,7 @@ __all__ = [
     "S4D",
     "Attention",
     "Context",
+    "Conv",
     "Cost",
     "Delta",
     "Linear",
