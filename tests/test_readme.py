@@ -15,6 +15,7 @@ from hybrid_lm import cli, evaluate, mixers, sample, train
 from hybrid_lm.data.config import DataConfig
 from hybrid_lm.layers import fan_in, param, project
 from hybrid_lm.mixers import base
+from hybrid_lm.mixers.table import replace_in
 from tests.numerics import assert_close
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,10 @@ PARSERS = {
     "hybrid_lm.sample": lambda args: cli.parse(sample.Options, args),
     "hybrid_lm.data.prepare": lambda args: cli.parse(DataConfig, args),
 }
+
+
+def test_the_table_of_mixers_is_that_of_the_registry():
+    assert replace_in(README) == README, "run python -m hybrid_lm.mixers.table README.md"
 
 
 def test_every_command_is_shown():
