@@ -1,8 +1,10 @@
 """One layer of every registered mixer: time and memory by length."""
 
 import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from flax import nnx
 
 from hybrid_lm import mixers
 from hybrid_lm.bench.results import Row
-from hybrid_lm.bench.timing import timed
+from hybrid_lm.bench.timing import compiled_in, measured
 from hybrid_lm.mixers import Context, MixerConfig
 
 
@@ -30,30 +32,42 @@ class Mixers:
     def rows(self) -> list[Row]:
         configs = {key: mixers.get(key)() for key in mixers.names()}
         configs["attention, window 1024"] = dataclasses.replace(configs["attention"], window=1024)
+        cases = [(name, length) for name in configs for length in self.lengths]
+        # Compiling takes far longer than running, and one program at a time uses one core.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            programs = list(pool.map(lambda case: self._compile(configs[case[0]], case[1]), cases))
         return [
-            self._row(name, config, length)
-            for name, config in configs.items()
-            for length in self.lengths
+            self._row(name, length, configs[name], compiled)
+            for (name, length), compiled in zip(cases, programs, strict=True)
         ]
 
-    def _row(self, name: str, config: MixerConfig, length: int) -> Row:
-        graph, params = nnx.split(config.build(self.width, nnx.Rngs(0)))
+    def _compile(self, config: MixerConfig, length: int) -> dict[str, tuple[Any, float]]:
+        """The programs of one mixer, by what they measure."""
+        graph, params = nnx.split(nnx.eval_shape(lambda: config.build(self.width, nnx.Rngs(0))))
         shape = (self.batch, length, self.width)
-        x_BLD = jax.random.normal(jax.random.key(1), shape, self.dtype)
-        ctx = Context.of_documents(self.batch, length, dtype=self.dtype)
+        x_BLD = jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype))
 
         def forward(params, x_BLD):
+            ctx = Context.of_documents(self.batch, length, dtype=self.dtype)
             return nnx.merge(graph, params)(x_BLD, ctx)[0]
 
         def both(params, x_BLD):
             y_BLD, pull = jax.vjp(forward, params, x_BLD)
             return pull(jnp.ones_like(y_BLD))
 
+        functions = {"forward": forward, "forward + backward": both}
+        return {name: compiled_in(function, params, x_BLD) for name, function in functions.items()}
+
+    def _row(
+        self, name: str, length: int, config: MixerConfig, programs: dict[str, tuple[Any, float]]
+    ) -> Row:
+        params = nnx.state(config.build(self.width, nnx.Rngs(0)))
+        shape = (self.batch, length, self.width)
+        x_BLD = jax.random.normal(jax.random.key(1), shape, self.dtype)
         row: Row = {"mixer": name, "length": length}
-        measures = {"forward": forward, "forward + backward": both}
-        for measure, function in measures.items():
+        for measure, program in programs.items():
             try:
-                timing = timed(function, params, x_BLD)
+                timing = measured(*program, params, x_BLD)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise

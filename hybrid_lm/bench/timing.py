@@ -25,11 +25,20 @@ class Timing(NamedTuple):
     temp_mib: float
 
 
-def timed(function: Callable[..., Any], *operands: Any) -> Timing:
-    """Compile ``function`` for ``operands`` and time it, after a warm-up."""
+def compiled_in(function: Callable[..., Any], *operands: Any) -> tuple[Any, float]:
+    """``function`` compiled for ``operands`` (arrays or their shapes), and the seconds it took."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*operands).compile()
-    compile_s = time.perf_counter() - start
+    return compiled, time.perf_counter() - start
+
+
+def timed(function: Callable[..., Any], *operands: Any) -> Timing:
+    """Compile ``function`` for ``operands`` and time it."""
+    return measured(*compiled_in(function, *operands), *operands)
+
+
+def measured(compiled: Any, compile_s: float, *operands: Any) -> Timing:
+    """Time a compiled function after a warm-up."""
     jax.block_until_ready(compiled(*operands))
     samples = []
     for _ in range(_SAMPLES):
