@@ -102,6 +102,7 @@ def test_help_lists_every_option_with_its_meaning(capsys):
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate is nan"),
         (["--optimizer.warmup-steps", "-1"], "optimizer.warmup_steps is -1"),
         (["--train.accumulate", "3"], "train.accumulate 3 does not divide train.batch_size 2"),
+        (["--model.mixers.swa.chunk-size", "0"], "attention: chunk_size 0 must be at least 1"),
         (["--mesh.seq", "0"], "an axis has at least 1 device"),
         (["--config"], "--config needs a value"),
     ],

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.dispatch import Implementation
 
 State = Any  # a pytree of arrays; () for a stateless mixer
@@ -129,6 +130,9 @@ class Mixer(Protocol):
         ...
 
 
+_SIZES = ("heads", "kv_heads", "head_dim", "state_size", "chunk_size", "block_size", "conv_width")
+
+
 @dataclass(frozen=True)
 class MixerConfig:
     """Hyper-parameters of a mixer; the fields appear on the command line by themselves."""
@@ -136,6 +140,12 @@ class MixerConfig:
     key: ClassVar[str]
     packable: ClassVar[bool] = True
     """Whether documents packed in a row are kept exactly apart."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            size = getattr(self, field.name)
+            if field.name in _SIZES and size is not None and size < 1:
+                raise UserError(f"{self.key}: {field.name} {size} must be at least 1")
 
     def build(self, width: int, rngs: nnx.Rngs) -> Any:
         """The mixer's Flax module for model width D; it holds only `nnx.Param`s with ``axes``.
