@@ -9,6 +9,7 @@ from hybrid_lm.mixers.base import CONTINUES, Context, Cost, Mixer, MixerConfig, 
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
+from hybrid_lm.mixers.performer import Performer
 from hybrid_lm.mixers.s4d import S4D
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerConfig",
+    "Performer",
     "get",
     "names",
     "register",

@@ -18,7 +18,14 @@ from tests.numerics import jit
 WIDTH = 16
 
 # Small enough that a row of some ten tokens has several heads, chunks and full windows.
-TINY = {"heads": 4, "state_size": 8, "head_dim": 8, "chunk_size": 4, "feature_dim": 3}
+TINY = {
+    "heads": 4,
+    "state_size": 8,
+    "head_dim": 8,
+    "chunk_size": 4,
+    "feature_dim": 3,
+    "features": 8,
+}
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its
 # default.
@@ -35,6 +42,7 @@ ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
         "taylor2": {"feature_map": "taylor2", "qk_norm": True, "decay": "token"},
     },
     "mamba2": {"groups": {"groups": 2}},
+    "performer": {"long keys": {"qk_norm": False}},
     "s4d": {"lin": {"initial": "lin"}, "inv": {"initial": "inv"}},
 }
 
