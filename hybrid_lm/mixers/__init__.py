@@ -6,6 +6,7 @@ the config here.
 
 from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import CONTINUES, Context, Cost, Mixer, MixerConfig, get, names, register
+from hybrid_lm.mixers.cosine import Cosine
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
@@ -17,6 +18,7 @@ __all__ = [
     "S4D",
     "Attention",
     "Context",
+    "Cosine",
     "Cost",
     "Linear",
     "Mamba",

@@ -13,7 +13,7 @@ from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import RMSNorm, project
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
-from hybrid_lm.mixers.kernelized import KernelizedMixer, last_of_document
+from hybrid_lm.mixers.kernelized import KernelizedMixer, ends_of_documents
 
 # Where the features of a query and of all keys share next to nothing, the output fades to 0. The
 # square of its inverse, in the gradient, is still finite in float32.
@@ -136,9 +136,9 @@ class PerformerMixer(KernelizedMixer):
             before_BH = jax.lax.stop_gradient(state["largest"])
         scale_BLH = _running_max(key_BLH, resets_BL, before_BH)
         if not self.causal:
-            ends_BL = last_of_document(resets_BL)
-            ends_BL = None if ends_BL is None else jnp.flip(ends_BL, axis=1)
-            later_BLH = _running_max(jnp.flip(key_BLH, axis=1), ends_BL, before_BH)
+            if resets_BL is not None:
+                resets_BL = jnp.flip(ends_of_documents(resets_BL), axis=1)
+            later_BLH = _running_max(jnp.flip(key_BLH, axis=1), resets_BL, before_BH)
             return jnp.maximum(scale_BLH, jnp.flip(later_BLH, axis=1)), None
         past_BLH = jnp.concatenate([before_BH[:, None], scale_BLH[:, :-1]], axis=1)
         # Nothing decays where there was nothing, nor at a start, which clears the state.

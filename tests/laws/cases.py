@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 # Settings that only change the numbers: for the laws about them.
 ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {"nope": {"rope_theta": None, "qk_norm": False}},
+    "cosine": {"reweight": {"reweight": True, "max_length": 20}},
     "linear": {
         "relu": {"feature_map": "relu", "decay": "head"},
         "exp": {"feature_map": "exp"},
