@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid_lm.errors import UserError
-from hybrid_lm.mixers import Cosine, Linear, MixerConfig, Performer
+from hybrid_lm.mixers import RFA, Cosine, Linear, MixerConfig, Performer
 from tests.laws.cases import (
     TINY,
     WIDTH,
@@ -100,6 +100,8 @@ def test_it_takes_no_state_and_costs_twice_the_sums(config: MixerConfig):
         (Linear(decay="head", causal=False), "needs causal=True"),
         (Cosine(heads=3), "heads 3 does not divide width 16"),
         (Cosine(reweight=True, max_length=0), "max_length 0"),
+        (RFA(heads=3), "heads 3 does not divide width 16"),
+        (RFA(features=0), "features 0"),
         (Performer(heads=3), "heads 3 does not divide width 16"),
         (Performer(features=0), "features 0"),
     ],

@@ -11,10 +11,12 @@ from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
 from hybrid_lm.mixers.performer import Performer
+from hybrid_lm.mixers.rfa import RFA
 from hybrid_lm.mixers.s4d import S4D
 
 __all__ = [
     "CONTINUES",
+    "RFA",
     "S4D",
     "Attention",
     "Context",

@@ -25,7 +25,7 @@ class Cosine(MixerConfig):
     signs could bring to 0, but a power of the number of tokens: of those up to key j where
     causal, as in the authors' code, and of the whole document where not.
 
-    With ``reweight``, cosFormer (Qin et al. 2022, arXiv 2202.08791, equations 8 to 12):
+    With ``reweight``, cosFormer (Qin et al. 2022, arXiv 2202.08791, section 3):
     ``w_ij = (relu(q_i) . relu(k_j)) cos(pi / 2 (i - j) / M)``, ``y_i = sum w_ij v_j / sum w_ij``,
     by features ``relu(x_i) cos(pi i / 2 M)`` and ``relu(x_i) sin(pi i / 2 M)``. Places beyond M
     count as M, so that weights are never negative.

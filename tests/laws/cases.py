@@ -44,6 +44,7 @@ ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mamba2": {"groups": {"groups": 2}},
     "performer": {"long keys": {"qk_norm": False}},
+    "rfa": {"gate": {"gate": True}},
     "s4d": {"lin": {"initial": "lin"}, "inv": {"initial": "inv"}},
 }
 
