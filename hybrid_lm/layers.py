@@ -64,6 +64,13 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array
     return (wide * inverse * scale).astype(x.dtype)
 
 
+def unit(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """``x / sqrt(|x|^2 + epsilon)``: length 1 over the last dimension, computed in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    inverse = jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * inverse).astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
     """`rms_norm` with a learned scale."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid_lm.errors import UserError
-from hybrid_lm.mixers import Linear, MixerConfig
+from hybrid_lm.mixers import RFA, Cosine, Linear, MixerConfig, Performer
 from tests.laws.cases import (
     TINY,
     WIDTH,
@@ -24,7 +24,11 @@ from tests.laws.cases import (
 from tests.numerics import assert_close, jit
 
 HEADS, CHUNK = TINY["heads"], TINY["chunk_size"]
-BOTH_WAYS: list[MixerConfig] = [Linear(heads=HEADS, chunk_size=CHUNK, causal=False)]
+BOTH_WAYS: list[MixerConfig] = [
+    Cosine(heads=HEADS, chunk_size=CHUNK, reweight=True, causal=False),
+    Linear(heads=HEADS, chunk_size=CHUNK, causal=False),
+    Performer(heads=HEADS, chunk_size=CHUNK, features=8, causal=False),
+]
 
 
 def key(config: MixerConfig) -> str:
@@ -94,6 +98,12 @@ def test_it_takes_no_state_and_costs_twice_the_sums(config: MixerConfig):
         (Linear(heads=3), "heads 3 does not divide width 16"),
         (Linear(feature_map="taylor2", feature_dim=0), "feature_dim 0"),
         (Linear(decay="head", causal=False), "needs causal=True"),
+        (Cosine(heads=3), "heads 3 does not divide width 16"),
+        (Cosine(reweight=True, max_length=0), "max_length 0"),
+        (RFA(heads=3), "heads 3 does not divide width 16"),
+        (RFA(features=0), "features 0"),
+        (Performer(heads=3), "heads 3 does not divide width 16"),
+        (Performer(features=0), "features 0"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )

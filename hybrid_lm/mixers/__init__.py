@@ -12,15 +12,20 @@ from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
 from hybrid_lm.mixers.routed import Routed
+from hybrid_lm.mixers.cosine import Cosine
+from hybrid_lm.mixers.performer import Performer
+from hybrid_lm.mixers.rfa import RFA
 from hybrid_lm.mixers.s4d import S4D
 from hybrid_lm.mixers.sparse import Sparse
 
 __all__ = [
     "CONTINUES",
+    "RFA",
     "S4D",
     "Attention",
     "Context",
     "Conv",
+    "Cosine",
     "Cost",
     "Delta",
     "Linear",
@@ -30,6 +35,7 @@ __all__ = [
     "MixerConfig",
     "Routed",
     "Sparse",
+    "Performer",
     "get",
     "names",
     "register",

@@ -99,12 +99,12 @@ class KernelizedMixer(nnx.Module):
         k_BLHN, v_BLHP = (
             jnp.pad(a[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (k_BLHN, v_BLHP)
         )
-        ends_BL = last_of_document(resets_BL)
-        if ends_BL is not None:
+        if resets_BL is not None:
+            ends_BL = ends_of_documents(resets_BL)
             k_BLHN = jnp.where(ends_BL[..., None, None], 0, k_BLHN)
-            ends_BL = jnp.flip(ends_BL, axis=1)
+            resets_BL = jnp.flip(ends_BL, axis=1)
         q_BLHN, k_BLHN, v_BLHP = (jnp.flip(a, axis=1) for a in (q_BLHN, k_BLHN, v_BLHP))
-        later_BLHP, _ = run(q_BLHN, k_BLHN, v_BLHP, ends_BL, None)
+        later_BLHP, _ = run(q_BLHN, k_BLHN, v_BLHP, resets_BL, None)
         return y_BLHP + jnp.flip(later_BLHP, axis=1), ()
 
     def means(
@@ -126,8 +126,6 @@ class KernelizedMixer(nnx.Module):
         }
 
 
-def last_of_document(resets_BL: jax.Array | None) -> jax.Array | None:
+def ends_of_documents(resets_BL: jax.Array) -> jax.Array:
     """True where the next token starts a document, and at the end of the row."""
-    if resets_BL is None:
-        return None
     return jnp.pad(resets_BL[:, 1:], ((0, 0), (0, 1)), constant_values=True)

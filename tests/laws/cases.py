@@ -25,6 +25,7 @@ TINY = {
     "chunk_size": 4,
     "block_size": 4,
     "feature_dim": 3,
+    "features": 8,
 }
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its
@@ -36,12 +37,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 # Settings that only change the numbers: for the laws about them.
 ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {"nope": {"rope_theta": None, "qk_norm": False}},
+    "cosine": {"reweight": {"reweight": True, "max_length": 20}},
     "linear": {
         "relu": {"feature_map": "relu", "decay": "head"},
         "exp": {"feature_map": "exp"},
         "taylor2": {"feature_map": "taylor2", "qk_norm": True, "decay": "token"},
     },
     "mamba2": {"groups": {"groups": 2}},
+    "performer": {"long keys": {"qk_norm": False}},
+    "rfa": {"gate": {"gate": True}},
+    "s4d": {"lin": {"initial": "lin"}, "inv": {"initial": "inv"}},
 }
 
 # Numbers are float32, and float64 in tests that use the fixture of that name.
