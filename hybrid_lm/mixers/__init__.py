@@ -7,6 +7,7 @@ the config here.
 from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import CONTINUES, Context, Cost, Mixer, MixerConfig, get, names, register
 from hybrid_lm.mixers.delta import Delta
+from hybrid_lm.mixers.gated_delta import GatedDelta
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
@@ -19,6 +20,7 @@ __all__ = [
     "Context",
     "Cost",
     "Delta",
+    "GatedDelta",
     "Linear",
     "Mamba",
     "Mamba2",
