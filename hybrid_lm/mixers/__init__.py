@@ -8,6 +8,7 @@ from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import CONTINUES, Context, Cost, Mixer, MixerConfig, get, names, register
 from hybrid_lm.mixers.conv import Conv
 from hybrid_lm.mixers.delta import Delta
+from hybrid_lm.mixers.gated_delta import GatedDelta
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
@@ -28,6 +29,7 @@ __all__ = [
     "Cosine",
     "Cost",
     "Delta",
+    "GatedDelta",
     "Linear",
     "Mamba",
     "Mamba2",

@@ -113,17 +113,19 @@ def _inverse(n):
     Blocks of doubling size are inverted by ``[[a, 0], [c, b]]^-1 = [[A, 0], [-B c A, B]]``, which
     is as stable as substitution (a series in powers of n is not) and made of matrix products.
     """
-    size = n.shape[-1]
-    place = jnp.arange(size)
+    place = jnp.arange(n.shape[-1])
 
-    def double(level, inverse):
+    def double(carry):
+        level, inverse = carry
         block = place >> level
         corner = (block[:, None] == block + 1) & (block[:, None] % 2 == 1)
         update = einsum_f32("...ij,...jk->...ik", jnp.where(corner, n, 0.0), inverse)
-        return inverse - einsum_f32("...ij,...jk->...ik", inverse, update)
+        return level + 1, inverse - einsum_f32("...ij,...jk->...ik", inverse, update)
 
-    start = jnp.broadcast_to(jnp.eye(size, dtype=n.dtype), n.shape)
-    return jax.lax.fori_loop(0, (size - 1).bit_length(), double, start)
+    # Not a fori_loop: a scan over layers would save the corners of all levels, as wide as n.
+    levels = (n.shape[-1] - 1).bit_length()
+    start = jnp.broadcast_to(jnp.eye(n.shape[-1], dtype=n.dtype), n.shape)
+    return jax.lax.while_loop(lambda carry: carry[0] < levels, double, (0, start))[1]
 
 
 def _inverse_forward(n):
