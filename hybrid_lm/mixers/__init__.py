@@ -9,6 +9,7 @@ from hybrid_lm.mixers.base import CONTINUES, Context, Cost, Mixer, MixerConfig, 
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
+from hybrid_lm.mixers.reformer import Reformer
 from hybrid_lm.mixers.routed import Routed
 from hybrid_lm.mixers.s4d import S4D
 from hybrid_lm.mixers.sparse import Sparse
@@ -24,6 +25,7 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerConfig",
+    "Reformer",
     "Routed",
     "Sparse",
     "get",
