@@ -22,6 +22,8 @@ class Implementation:
     """Softmax attention: cuDNN's fused kernel (GPU, bf16), blocks with online softmax, or naive."""
     block_attention: Literal["xla", "reference"] | None = None
     """Attention to chosen blocks: gathered matrix products, or the whole matrix masked."""
+    bucket_attention: Literal["xla", "reference"] | None = None
+    """Attention inside hash buckets: sorted windows, or step by step."""
     ssd: Literal["xla", "reference"] | None = None
     """State-space duality (Mamba-2, linear attention): chunked matrix products, or step by step."""
     selective_scan: Literal["pallas", "xla", "reference"] | None = None

@@ -12,6 +12,7 @@ from hybrid_lm.mixers.gated_delta import GatedDelta
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
+from hybrid_lm.mixers.reformer import Reformer
 from hybrid_lm.mixers.routed import Routed
 from hybrid_lm.mixers.cosine import Cosine
 from hybrid_lm.mixers.performer import Performer
@@ -35,6 +36,7 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerConfig",
+    "Reformer",
     "Routed",
     "Sparse",
     "Performer",

@@ -26,6 +26,8 @@ TINY = {
     "block_size": 4,
     "feature_dim": 3,
     "features": 8,
+    "buckets": 2,
+    "bucket_window": 3,
 }
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its
