@@ -7,16 +7,16 @@ the config here.
 from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import CONTINUES, Context, Cost, Mixer, MixerConfig, get, names, register
 from hybrid_lm.mixers.conv import Conv
+from hybrid_lm.mixers.cosine import Cosine
 from hybrid_lm.mixers.delta import Delta
 from hybrid_lm.mixers.gated_delta import GatedDelta
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
-from hybrid_lm.mixers.reformer import Reformer
-from hybrid_lm.mixers.routed import Routed
-from hybrid_lm.mixers.cosine import Cosine
 from hybrid_lm.mixers.performer import Performer
+from hybrid_lm.mixers.reformer import Reformer
 from hybrid_lm.mixers.rfa import RFA
+from hybrid_lm.mixers.routed import Routed
 from hybrid_lm.mixers.s4d import S4D
 from hybrid_lm.mixers.sparse import Sparse
 
@@ -36,10 +36,10 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerConfig",
+    "Performer",
     "Reformer",
     "Routed",
     "Sparse",
-    "Performer",
     "get",
     "names",
     "register",

@@ -48,7 +48,6 @@ ARITHMETIC: dict[str, dict[str, dict[str, Any]]] = {
     "mamba2": {"groups": {"groups": 2}},
     "performer": {"long keys": {"qk_norm": False}},
     "rfa": {"gate": {"gate": True}},
-    "s4d": {"lin": {"initial": "lin"}, "inv": {"initial": "inv"}},
 }
 
 # Numbers are float32, and float64 in tests that use the fixture of that name.
