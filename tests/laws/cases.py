@@ -18,7 +18,15 @@ from tests.numerics import jit
 WIDTH = 16
 
 # Small enough that a row of some ten tokens has several heads, chunks and full windows.
-TINY = {"heads": 4, "state_size": 8, "head_dim": 8, "chunk_size": 4}
+TINY = {
+    "heads": 4,
+    "state_size": 8,
+    "head_dim": 8,
+    "chunk_size": 4,
+    "block_size": 4,
+    "slots": 3,
+    "landmarks": 3,
+}
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its
 # default.
