@@ -26,6 +26,8 @@ class Implementation:
     """Mamba's recurrence: GPU kernels, two-level scan over chunks, or step by step."""
     s4d_scan: Literal["xla", "reference"] | None = None
     """S4D's recurrence: two-level scan over chunks, or step by step."""
+    s4: Literal["xla", "reference"] | None = None
+    """S4's recurrence: convolution in chunks, or step by step."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

@@ -12,10 +12,12 @@ from hybrid_lm.mixers.linformer import Linformer
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
 from hybrid_lm.mixers.nystrom import Nystrom
+from hybrid_lm.mixers.s4 import S4
 from hybrid_lm.mixers.s4d import S4D
 
 __all__ = [
     "CONTINUES",
+    "S4",
     "S4D",
     "Attention",
     "Context",
