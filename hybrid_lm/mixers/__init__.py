@@ -11,18 +11,22 @@ from hybrid_lm.mixers.cosine import Cosine
 from hybrid_lm.mixers.delta import Delta
 from hybrid_lm.mixers.gated_delta import GatedDelta
 from hybrid_lm.mixers.linear import Linear
+from hybrid_lm.mixers.linformer import Linformer
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
 from hybrid_lm.mixers.performer import Performer
 from hybrid_lm.mixers.reformer import Reformer
 from hybrid_lm.mixers.rfa import RFA
 from hybrid_lm.mixers.routed import Routed
+from hybrid_lm.mixers.nystrom import Nystrom
+from hybrid_lm.mixers.s4 import S4
 from hybrid_lm.mixers.s4d import S4D
 from hybrid_lm.mixers.sparse import Sparse
 
 __all__ = [
     "CONTINUES",
     "RFA",
+    "S4",
     "S4D",
     "Attention",
     "Context",
@@ -32,6 +36,7 @@ __all__ = [
     "Delta",
     "GatedDelta",
     "Linear",
+    "Linformer",
     "Mamba",
     "Mamba2",
     "Mixer",
@@ -40,6 +45,7 @@ __all__ = [
     "Reformer",
     "Routed",
     "Sparse",
+    "Nystrom",
     "get",
     "names",
     "register",

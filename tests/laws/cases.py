@@ -28,6 +28,8 @@ TINY = {
     "features": 8,
     "buckets": 2,
     "bucket_window": 3,
+    "slots": 3,
+    "landmarks": 3,
 }
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its

@@ -1,0 +1,43 @@
+"""S4's state space: ``h' = A h + B u``, ``y = 2 Re(C h)``, A normal plus low rank, bilinear step.
+
+``A = diag(a) - p p^*`` on vectors ``[h; conj h]``, of which only the first half is stored: N/2
+conjugate pairs, the same at every token, one system per channel. Gu et al. 2022 (arXiv 2111.00396).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_lm.kernels.dispatch import choose
+from hybrid_lm.kernels.s4 import reference, xla
+from hybrid_lm.kernels.s4.convolution import kernel, two_sided
+from hybrid_lm.kernels.s4.system import System, discretise
+
+__all__ = ["System", "discretise", "kernel", "s4", "two_sided"]
+
+
+def s4(
+    u_BLD: jax.Array,
+    system: System,
+    initial_state_BDN: jax.Array | None = None,
+    *,
+    chunk_size: int = 128,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Run the recurrence over L.
+
+    Args:
+        u_BLD: inputs; computed in float32 (float64 if given).
+        system: the discretised systems of the channels.
+        initial_state_BDN: complex state before the first token; None is zero.
+        chunk_size: tokens that one convolution handles in the XLA form.
+        implementation: see `Implementation`.
+
+    Returns:
+        y_BLD (real) and the complex state after the last token.
+    """
+    if initial_state_BDN is None:
+        initial_state_BDN = jnp.zeros((u_BLD.shape[0], *system.b_DN.shape), system.b_DN.dtype)
+    operands = (u_BLD.astype(initial_state_BDN.real.dtype), system, initial_state_BDN)
+    if choose("s4", implementation, {"xla": None, "reference": None}) == "reference":
+        return reference.s4(*operands)
+    return xla.s4(*operands, chunk_size=chunk_size)

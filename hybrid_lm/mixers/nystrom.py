@@ -1,0 +1,260 @@
+"""Nyströmformer: softmax attention through landmarks, made causal."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from hybrid_lm.errors import UserError
+from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.layers import fan_in, param, project
+from hybrid_lm.mixers.attention import Attention
+from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
+from hybrid_lm.mixers.blocks import (
+    Blocks,
+    Slots,
+    attend,
+    attend_to_documents,
+    carry,
+    documents,
+    like,
+)
+
+_LOW = -1e30  # a score below any other, and finite so that nothing is ever divided by 0
+
+
+@register("nystrom")
+@dataclass(frozen=True)
+class Nystrom(MixerConfig):
+    """Softmax attention to the query's own block, and to landmarks in place of the earlier ones.
+
+    A landmark (q', k') is the mean of a finished block's queries and keys; the last M of the
+    document are kept. The scores ``q_i . k'_m + log(block_size)`` join those of the own block's
+    tokens in one softmax, and the landmarks' values are ``W = pinv(A) G V`` with
+    ``A = softmax(Q' K'^T)``, ``G = softmax(Q' K^T)``: equation 13 of Xiong et al. 2021 (arXiv
+    2102.03902), its pseudo-inverse by equation 15. To look nowhere ahead and keep no old keys,
+    row m of A and of G is normalised over what came since landmark m's block began, up to the
+    last finished block.
+
+    With blocks of one token and landmarks for all, and a converged inverse, it is softmax
+    attention; so it is with one block as long as the document.
+    """
+
+    heads: int = 8
+    """Heads; must divide the width."""
+    landmarks: int = 64
+    """M, finished blocks that are kept."""
+    block_size: int = 128
+    """Tokens that share a landmark, counted from the start of the document."""
+    pinv_iterations: int = 6
+    """Steps towards the pseudo-inverse."""
+    causal: bool = True
+    """Whether a query sees nothing later. False: the original, M landmarks of equal size for all of
+    the document, and no tokens."""
+
+    def build(self, width: int, rngs: nnx.Rngs) -> "NystromMixer":
+        if width % self.heads:
+            raise UserError(f"nystrom: heads {self.heads} does not divide width {width}")
+        sizes = ("landmarks", "block_size", "pinv_iterations")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise UserError(f"nystrom: {name} {getattr(self, name)} must be at least 1")
+        return NystromMixer(self, width, rngs)
+
+    def flops_per_token(self, width: int, length: int) -> float:
+        marks, chunk = self.landmarks, min(self.block_size, length)
+        window, chunks = self.block_size + chunk, -(-length // chunk)
+        inverse = self.pinv_iterations * 4 * 2 * self.heads * marks**3
+        of_landmarks = 4 * marks * marks * width + inverse
+        if not self.causal:
+            return 8 * width * width + 12 * width * marks + of_landmarks / length
+        seen = 4 * width * (window + 2 * marks)
+        per_row = (chunks + 1) * of_landmarks + chunks * 4 * width * marks * window
+        return 8 * width * width + 8 * width + seen + per_row / length
+
+    def is_causal(self) -> bool:
+        return self.causal
+
+    def limit(self, length: int) -> tuple[MixerConfig, MixerConfig] | None:
+        if not self.causal:
+            return None
+        full = Attention(heads=self.heads, rope_theta=None, qk_norm=False)
+        return dataclasses.replace(self, block_size=length), full
+
+
+class NystromMixer(nnx.Module):
+    """State: ``kv`` [B, block_size - 1, 2, H, K], the last keys and values; in at least float32
+    ``open`` [B, 2, H, K], sums of queries and keys of the unfinished block, ``landmarks``
+    [B, M, 2, H, K] in a ring, ``values`` [B, M, H, K] and ``log_mass`` [B, M, H], their rows of
+    ``G V`` and its normaliser; ``seen`` [B], tokens of the document so far; ``segment`` [B].
+    None if not causal.
+    """
+
+    def __init__(self, config: Nystrom, width: int, rngs: nnx.Rngs):
+        self.config = config
+        self.head_dim = width // config.heads
+        shape, axes = (width, config.heads, self.head_dim), ("embed", "heads", None)
+        self.q = param(rngs, shape, axes, fan_in(width))
+        self.k = param(rngs, shape, axes, fan_in(width))
+        self.v = param(rngs, shape, axes, fan_in(width))
+        self.out = param(rngs, (*shape[1:], width), ("heads", None, "embed"), fan_in(width))
+
+    def __call__(
+        self, x_BLD: jax.Array, ctx: Context, state: State | None = None
+    ) -> tuple[jax.Array, State]:
+        q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
+        k_BLHK = project("bld,dhk->blhk", x_BLD, self.k)
+        v_BLHK = project("bld,dhk->blhk", x_BLD, self.v)
+        if self.config.causal:
+            y_BLHK, state = self._causal(q_BLHK, k_BLHK, v_BLHK, ctx, state)
+        elif state is None:
+            y_BLHK, state = self._whole(q_BLHK, k_BLHK, v_BLHK, ctx), ()
+        else:
+            raise UserError("nystrom: causal=False has no state")
+        return project("blhk,hkd->bld", y_BLHK, self.out), state
+
+    def _causal(
+        self,
+        q_BLHK: jax.Array,
+        k_BLHK: jax.Array,
+        v_BLHK: jax.Array,
+        ctx: Context,
+        state: State | None,
+    ) -> tuple[jax.Array, State]:
+        config, (batch, length, _, _), dtype = self.config, q_BLHK.shape, q_BLHK.dtype
+        resets_BL = ctx.resets_BL(None if state is None else state["segment"])
+        held = self.initial_state(batch, dtype) if state is None else state
+        blocks = Blocks(config.block_size, length, resets_BL, held["seen"])
+
+        qk_BnC2HK = blocks.cut(jnp.stack([q_BLHK, k_BLHK], axis=2))
+        members = blocks.members_BnC2[..., None, None, None]
+        wide = jnp.promote_types(dtype, jnp.float32)
+        sums = jnp.sum(jnp.where(members, qk_BnC2HK[:, :, :, None], 0), axis=2, dtype=wide)
+        ended, open_ = blocks.finish(sums, held["open"])
+        # Landmark l of a document is kept in slot l mod M.
+        slot_M = jnp.arange(config.landmarks)
+        written_BnM = slot_M == ((blocks.counts_Bn[:, 1:] - 1) % config.landmarks)[..., None]
+        written_BnM &= blocks.ends_Bn[..., None]
+        keeps_BnM = ~(written_BnM | blocks.firsts_Bn[..., None])
+        mean = (ended / config.block_size)[:, :, None]
+        mean = jnp.where(like(written_BnM, mean), mean, 0)
+        marks = carry(keeps_BnM, mean, held["landmarks"])
+        newest_Bn1 = blocks.counts_Bn[..., None] - 1
+        number_BnM = newest_Bn1 - (newest_Bn1 - slot_M) % config.landmarks  # < 0: an empty slot
+
+        kv_BnW2HK, past = blocks.windows(jnp.stack([k_BLHK, v_BLHK], axis=2), held["kv"])
+        scores = einsum_f32(
+            "bnmhk,bnwhk->bnmhw",
+            marks[:, 1:, :, 0].astype(dtype),
+            kv_BnW2HK[:, :, :, 0],
+        )
+        sees = blocks.ended_BnW[:, :, None] & (number_BnM[:, 1:, :, None] >= 0)
+        scores = jnp.where(sees[:, :, :, None], scores * self.head_dim**-0.5, _LOW)
+        weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+        values = einsum_f32("bnmhw,bnwhp->bnmhp", weights, kv_BnW2HK[:, :, :, 1])
+        log_mass = jax.nn.logsumexp(scores, axis=-1)
+        log_mass, values = _accumulate(
+            keeps_BnM, log_mass, values, held["log_mass"], held["values"]
+        )
+
+        later = number_BnM[..., :, None] <= number_BnM[..., None, :]
+        a = self._softmax(marks, later & (number_BnM[..., :, None] >= 0))
+        inverse = pseudo_inverse(a, config.pinv_iterations)
+        w_BnHMP = einsum_f32("bnhlm,bnmhp->bnhlp", inverse, values)
+        bias_BnM = jnp.where(number_BnM < 0, -jnp.inf, jnp.log(config.block_size))
+        slots = Slots(jnp.swapaxes(marks[:, :, :, 1], 2, 3), w_BnHMP, bias_BnM)
+        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots)
+        y_BLHK = y_BnCHK.reshape(batch, -1, *q_BLHK.shape[2:])[:, :length]
+        kept = {"landmarks": marks[:, -1], "values": values[:, -1], "log_mass": log_mass[:, -1]}
+        kept |= {"kv": past, "open": open_, "seen": blocks.seen_B}
+        return y_BLHK, kept | {"segment": ctx.last_segment_B()}
+
+    def _whole(
+        self, q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, ctx: Context
+    ) -> jax.Array:
+        marks, dtype = self.config.landmarks, q_BLHK.dtype
+        wide = jnp.promote_types(dtype, jnp.float32)
+        own_BLS, place_BL = documents(ctx)
+        size_BL = jnp.sum(own_BLS * own_BLS.sum(axis=1)[:, None], axis=2)
+        landmark_BL = place_BL * marks // jnp.maximum(size_BL, 1)
+        members_BLSM = (
+            own_BLS[..., None] & (landmark_BL[..., None] == jnp.arange(marks))[:, :, None]
+        )
+        tokens_BSM = members_BLSM.sum(axis=1)
+        qk_BL2HK = jnp.stack([q_BLHK, k_BLHK], axis=2).astype(wide)
+        sums = einsum_f32("blsm,blzhk->bsmzhk", members_BLSM.astype(wide), qk_BL2HK)
+        means = sums / like(jnp.maximum(tokens_BSM, 1), sums)
+        scores = einsum_f32("bsmhk,blhk->bshml", means[:, :, :, 0].astype(dtype), k_BLHK)
+        sees = jnp.moveaxis(own_BLS, 1, 2)[:, :, None, None]
+        scores = jnp.where(sees, scores * self.head_dim**-0.5, _LOW)
+        weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+        values = einsum_f32("bshml,blhp->bshmp", weights, v_BLHK)
+        used_BSM = tokens_BSM > 0
+        a = self._softmax(means, used_BSM[..., :, None] & used_BSM[..., None, :])
+        inverse = pseudo_inverse(a, self.config.pinv_iterations)
+        w_BSMHP = einsum_f32("bshlm,bshmp->bslhp", inverse, values)
+        sees_BLSM = own_BLS[..., None] & used_BSM[:, None]
+        return attend_to_documents(q_BLHK, means[:, :, :, 1], w_BSMHP, sees_BLSM)
+
+    def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
+        del capacity
+        if not self.config.causal:
+            return ()
+        config, wide = self.config, jnp.promote_types(dtype, jnp.float32)
+        heads, marks = config.heads, config.landmarks
+        none = jnp.zeros((batch,), jnp.int32)
+        return {
+            "kv": jnp.zeros((batch, config.block_size - 1, 2, heads, self.head_dim), dtype),
+            "open": jnp.zeros((batch, 2, heads, self.head_dim), wide),
+            "landmarks": jnp.zeros((batch, marks, 2, heads, self.head_dim), wide),
+            "values": jnp.zeros((batch, marks, heads, self.head_dim), wide),
+            "log_mass": jnp.full((batch, marks, heads), _LOW, wide),
+            "seen": none,
+            "segment": none + CONTINUES,
+        }
+
+    def _softmax(self, marks: jax.Array, sees_BnMM: jax.Array) -> jax.Array:
+        """A [B, n, H, M, M] of landmarks [B, n, M, 2, H, K]; 0 where not seen."""
+        scores = einsum_f32("bnlhk,bnmhk->bnhlm", marks[:, :, :, 0], marks[:, :, :, 1])
+        sees = sees_BnMM[:, :, None]
+        scores = jnp.where(sees, scores * self.head_dim**-0.5, _LOW)
+        return jnp.where(sees, jax.nn.softmax(scores, axis=-1), 0)
+
+
+def pseudo_inverse(a: jax.Array, iterations: int) -> jax.Array:
+    """Moore-Penrose inverse of [..., M, M], equation 15 of Xiong et al. 2021 (arXiv 2102.03902).
+
+    ``Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4`` from ``A^T / (|A|_1 |A|_inf)``.
+    """
+    norms = jnp.abs(a).sum(-1).max(-1) * jnp.abs(a).sum(-2).max(-1)
+    z = jnp.swapaxes(a, -1, -2) / like(jnp.where(norms > 0, norms, 1), a)
+    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+
+    def times(x, y):
+        return einsum_f32("...lm,...mn->...ln", x, y)
+
+    def step(z, _):
+        az = times(a, z)
+        inner = times(az, 15 * eye - times(az, 7 * eye - az))
+        return times(z, 13 * eye - inner) / 4, None
+
+    return jax.lax.scan(step, z, length=iterations)[0]
+
+
+def _accumulate(keeps, log_mass, values, start_log_mass, start_values):
+    """Merges averages ``values`` of weight ``exp(log_mass)`` along chunks, from the start on."""
+
+    def combine(left, right):
+        both = jnp.stack([jnp.where(like(right[0], left[1]), left[1], _LOW), right[1]])
+        some = both > _LOW / 2
+        log_mass = jnp.where(some.any(0), jnp.logaddexp(*both), _LOW)
+        shares = jnp.where(some, jnp.exp(both - log_mass), 0)[..., None]
+        return left[0] & right[0], log_mass, shares[0] * left[2] + shares[1] * right[2]
+
+    keeps = jnp.concatenate([jnp.ones_like(keeps[:, :1]), keeps], axis=1)
+    log_mass = jnp.concatenate([start_log_mass[:, None], log_mass], axis=1)
+    values = jnp.concatenate([start_values[:, None], values], axis=1)
+    return jax.lax.associative_scan(combine, (keeps, log_mass, values), axis=1)[1:]
