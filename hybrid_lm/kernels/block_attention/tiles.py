@@ -69,15 +69,16 @@ class Tiles:
         is_last_BS = is_end_BS & (place_S >= offset - block_size) & (place_S < keys - 1)
         tiles_before_BS = jnp.cumsum(is_last_BS, axis=1, dtype=jnp.int32) - is_last_BS
 
-        def behind(is_end_BS, count):
-            """Places that follow the ends, the last key for those that are not there."""
+        def behind(is_end_BS, before_BS, count):
+            """Places that follow the ends, that of the last key for those that are not there."""
 
-            def of_row(is_end_S):
-                return jnp.nonzero(is_end_S, size=count, fill_value=keys - 1)[0]
+            def of_row(is_end_S, before_S):
+                last_N = jnp.full(count, keys - 1, jnp.int32)
+                return last_N.at[jnp.where(is_end_S, before_S, count)].set(place_S, mode="drop")
 
-            return jax.vmap(of_row)(is_end_BS).astype(jnp.int32) + 1
+            return jax.vmap(of_row)(is_end_BS, before_BS) + 1
 
-        first_BT = behind(is_last_BS, (length - 2) // block_size + 2)
+        first_BT = behind(is_last_BS, tiles_before_BS, (length - 2) // block_size + 2)
         within_BT = jnp.take_along_axis(within_BS, first_BT - 1, axis=1) + 1
         start_BT = first_BT - within_BT
         within_BL = within_BS[:, offset:]
@@ -89,6 +90,6 @@ class Tiles:
             within_BT // block_size,
             jnp.where(within_BL < block_size, -1, tiles_before_BS[:, offset:] - 1),
             within_BL,
-            behind(is_end_BS, finished) - block_size,
+            behind(is_end_BS, before_BS, finished) - block_size,
             jnp.take_along_axis(before_BS, start_BT, axis=1),
         )

@@ -52,7 +52,7 @@ def _round(q_LK, k_LK, v_LP, group_L, document_L, ring, *, shape: Shape, documen
         v_LP = jnp.concatenate([ring.v_BHRNWP.reshape(before, -1).astype(v_LP.dtype), v_LP])
     items = length + before
     groups = min(documents * shape.buckets + 1, items)
-    chunks = -(-items // size) + groups
+    chunks = min(-(-items // size) + groups, items)
     order_L = jnp.argsort(group_L, stable=True).astype(jnp.int32)
     sorted_L = group_L[order_L]
     place_L = jnp.arange(items, dtype=jnp.int32)
@@ -68,7 +68,7 @@ def _round(q_LK, k_LK, v_LP, group_L, document_L, ring, *, shape: Shape, documen
         return rearranged(x_LK, source_S, slot_L).reshape(chunks, size, -1)
 
     # A token sees the chunks that its window reaches into.
-    reach = shape.window if shape.causal else shape.window // 2
+    reach = min(shape.window if shape.causal else shape.window // 2, items - 1)
     past = -(-reach // size)
     pieces = past + 1 if shape.causal else 2 * past + 1
 
@@ -103,8 +103,9 @@ def _round(q_LK, k_LK, v_LP, group_L, document_L, ring, *, shape: Shape, documen
     if not shape.causal:
         return softmax, None
     last_N = document_L[-1] * shape.buckets + jnp.arange(shape.buckets)
-    end_N = jnp.searchsorted(sorted_L, last_N, side="right")
-    count_N = jnp.minimum(end_N - jnp.searchsorted(sorted_L, last_N), shape.window)
+    end_N = jnp.sum(sorted_L <= last_N[:, None], axis=1, dtype=jnp.int32)
+    count_N = jnp.sum(sorted_L == last_N[:, None], axis=1, dtype=jnp.int32)
+    count_N = jnp.minimum(count_N, shape.window)
     kept_NW = jnp.arange(shape.window) >= shape.window - count_N[:, None]
     place_NW = end_N[:, None] + jnp.arange(-shape.window, 0)
     item_NW = order_L[jnp.where(kept_NW, place_NW, 0)]
@@ -112,7 +113,7 @@ def _round(q_LK, k_LK, v_LP, group_L, document_L, ring, *, shape: Shape, documen
     def kept(x_LK):
         return jnp.where(kept_NW[..., None], x_LK[item_NW], 0)
 
-    return softmax, Rings(kept(k_LK), kept(v_LP), count_N.astype(jnp.int32))
+    return softmax, Rings(kept(k_LK), kept(v_LP), count_N)
 
 
 def rearranged(x_LK: jax.Array, source_S: jax.Array, slot_L: jax.Array) -> jax.Array:
