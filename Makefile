@@ -1,10 +1,11 @@
 # `make setup` builds .venv; `make test` and `make train` set up first and then run.
+# `make test` and `make test-thorough` together are all tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 
-.PHONY: setup test test-fast test-gpu lint train clean
+.PHONY: setup test test-thorough test-fast test-gpu lint train clean
 
 setup: $(VENV)/.ready
 
@@ -17,10 +18,13 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 test: setup lint
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 -m 'not thorough'
+
+test-thorough: setup
+	$(BIN)/python -m pytest -q -n 2 -m thorough
 
 test-fast: setup
-	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not thorough'
 
 lint: setup
 	$(BIN)/ruff check .

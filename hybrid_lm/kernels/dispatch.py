@@ -32,7 +32,6 @@ class Implementation:
     """S4D's recurrence: Toeplitz matrices and a scan over chunks, or step by step."""
     delta_rule: Literal["xla", "reference"] | None = None
     """Delta rule, gated or not: chunked with the UT transform, or step by step."""
-    """S4D's recurrence: two-level scan over chunks, or step by step."""
     s4: Literal["xla", "reference"] | None = None
     """S4's recurrence: convolution in chunks, or step by step."""
 

@@ -14,11 +14,11 @@ from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.linformer import Linformer
 from hybrid_lm.mixers.mamba import Mamba
 from hybrid_lm.mixers.mamba2 import Mamba2
+from hybrid_lm.mixers.nystrom import Nystrom
 from hybrid_lm.mixers.performer import Performer
 from hybrid_lm.mixers.reformer import Reformer
 from hybrid_lm.mixers.rfa import RFA
 from hybrid_lm.mixers.routed import Routed
-from hybrid_lm.mixers.nystrom import Nystrom
 from hybrid_lm.mixers.s4 import S4
 from hybrid_lm.mixers.s4d import S4D
 from hybrid_lm.mixers.sparse import Sparse
@@ -41,11 +41,11 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerConfig",
+    "Nystrom",
     "Performer",
     "Reformer",
     "Routed",
     "Sparse",
-    "Nystrom",
     "get",
     "names",
     "register",

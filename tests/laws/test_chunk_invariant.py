@@ -13,6 +13,7 @@ from tests.laws.cases import (
     random_x,
     rows_context,
     run,
+    thorough,
 )
 from tests.numerics import assert_close, jit, random_weights, weighted_sum
 
@@ -22,7 +23,9 @@ BATCH, LENGTH = 2, 40
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    "case", [case for case in defaults() if hasattr(case.config, "chunk_size")], ids=str
+    "case",
+    thorough([case for case in defaults() if hasattr(case.config, "chunk_size")]),
+    ids=str,
 )
 def test_chunk_size_changes_nothing(case: Case):
     rng = np.random.default_rng(0)
