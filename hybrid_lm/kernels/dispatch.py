@@ -28,6 +28,8 @@ class Implementation:
     """S4D's recurrence: two-level scan over chunks, or step by step."""
     delta_rule: Literal["xla", "reference"] | None = None
     """Delta rule, gated or not: chunked with the UT transform, or step by step."""
+    gla: Literal["xla", "reference"] | None = None
+    """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
