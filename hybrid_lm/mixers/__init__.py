@@ -10,6 +10,7 @@ from hybrid_lm.mixers.conv import Conv
 from hybrid_lm.mixers.cosine import Cosine
 from hybrid_lm.mixers.delta import Delta
 from hybrid_lm.mixers.gated_delta import GatedDelta
+from hybrid_lm.mixers.gla import GLA
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.linformer import Linformer
 from hybrid_lm.mixers.mamba import Mamba
@@ -27,6 +28,7 @@ __all__ = [
     "CONTINUES",
     "RFA",
     "S4",
+    "GLA",
     "S4D",
     "Attention",
     "Context",
