@@ -26,9 +26,9 @@ from hybrid_lm.mixers.sparse import Sparse
 
 __all__ = [
     "CONTINUES",
+    "GLA",
     "RFA",
     "S4",
-    "GLA",
     "S4D",
     "Attention",
     "Context",
