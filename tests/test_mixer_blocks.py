@@ -28,13 +28,15 @@ IDS = np.array([[3] * 7 + [5] + [3] * 4 + [0] * 2, [2] * 14], np.int32)
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def attention(params, x_BLD):
-    """Full softmax attention with the same projections."""
-    config = Attention(heads=2, rope_theta=None, qk_norm=False)
-    own = parameters(config)
+FULL = Attention(heads=2, rope_theta=None, qk_norm=False)
+
+
+def with_projections_of(params):
+    """Parameters of full softmax attention."""
+    own = parameters(FULL)
     for name in own:
         own[name].set_value(params[name][...])
-    return run(config, own, x_BLD, single_context(*x_BLD.shape[:2]))[0]
+    return own
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,9 @@ def test_softmax_attention_is_a_limit(config, tolerance):
     x_BLD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 11, WIDTH)))
     params = parameters(config)
     y_BLD = jit(lambda: run(config, params, x_BLD, single_context(2, 11))[0])()
-    assert_close(y_BLD, jit(attention)(params, x_BLD), tolerance)
+    own = with_projections_of(params)
+    full_BLD = jit(lambda: run(FULL, own, x_BLD, single_context(2, 11))[0])()
+    assert_close(y_BLD, full_BLD, tolerance)
 
 
 @pytest.mark.parametrize("config", WHOLE, ids=lambda config: config.key)

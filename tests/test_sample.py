@@ -10,7 +10,7 @@ import pytest
 from hybrid_lm import mixers
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.dispatch import Implementation
-from hybrid_lm.mixers import Attention, Context, Linear
+from hybrid_lm.mixers import GLA, Attention, Context, Linear
 from hybrid_lm.model import Model, ModelConfig
 from hybrid_lm.sample import generate
 
@@ -21,7 +21,7 @@ PROMPT_LENGTH, NEW_TOKENS = 9, 12
 def whole_zoo():
     """A model with every registered mixer, and a window that the prompt outgrows."""
     configs = {key: mixers.get(key)() for key in mixers.names()}
-    configs["window"] = Attention(window=4)
+    configs |= {"window": Attention(window=4), "gla": GLA(head_dim=8)}
     return Model(ModelConfig(", ".join(configs), configs, width=32, mlp_width=32), VOCAB)
 
 

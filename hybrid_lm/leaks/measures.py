@@ -19,19 +19,14 @@ class Probe:
 
     def __init__(self, config: MixerConfig):
         self.config = config
-        self.graph, self.params = nnx.split(config.build(WIDTH, nnx.Rngs(0)))
+        graph, params = nnx.split(config.build(WIDTH, nnx.Rngs(0)))
+        self.apply = jax.jit(lambda *operands: nnx.merge(graph, params)(*operands))
         self.x_LD = np.random.default_rng(0).normal(size=(LENGTH, WIDTH)).astype(np.float32)
         self.y_LD = self.outputs(self.x_LD)
 
-    def apply(self, x_BLD, ctx: Context, state=None):
-        return nnx.merge(self.graph, self.params)(x_BLD, ctx, state)
-
     def outputs(self, x_LD) -> np.ndarray:
         """Of a row that is one document."""
-        whole = Context.of_documents(1, LENGTH)
-        if not hasattr(self, "_compiled"):
-            self._compiled = jax.jit(lambda x_BLD: self.apply(x_BLD, whole)[0][0])
-        return np.asarray(self._compiled(x_LD[None]))
+        return np.asarray(self.apply(x_LD[None], Context.of_documents(1, LENGTH))[0][0])
 
     def suffix(self) -> float:
         """Largest change of an output when tokens after it are drawn anew, over the RMS output."""

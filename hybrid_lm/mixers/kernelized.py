@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.ssd import ssd
 from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, Context, State
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, State
 
 
 class KernelizedMixer(nnx.Module):
@@ -35,7 +35,7 @@ class KernelizedMixer(nnx.Module):
     ):
         if width % heads:
             raise UserError(f"{key}: heads {heads} does not divide width {width}")
-        self.key, self.heads, self.head_dim = key, heads, width // heads
+        self.heads, self.head_dim = heads, width // heads
         self.chunk_size, self.causal = chunk_size, causal
         self.key_dim = key_dim or self.head_dim
         axes = ("embed", "heads", None)
@@ -60,7 +60,7 @@ class KernelizedMixer(nnx.Module):
             UserError: if a mixer that sees whole documents is given a state.
         """
         if not self.causal and state is not None:
-            raise UserError(f"{self.key}: causal=False sees whole documents and takes no state")
+            raise UserError(NO_STATE)
         return ctx.resets_BL(None if state is None else state["segment"])
 
     def sums(

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
     Blocks,
     Slots,
@@ -93,7 +93,7 @@ class LinformerMixer(nnx.Module):
         elif state is None:
             y_BLHK, state = self._whole(q_BLHK, kv_BL2HK, ctx), ()
         else:
-            raise UserError("linformer: causal=False has no state")
+            raise UserError(NO_STATE)
         return project("blhk,hkd->bld", y_BLHK, self.out), state
 
     def _causal(

@@ -12,7 +12,7 @@ from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import fan_in, param, project
 from hybrid_lm.mixers.attention import Attention
-from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
     Blocks,
     Slots,
@@ -113,7 +113,7 @@ class NystromMixer(nnx.Module):
         elif state is None:
             y_BLHK, state = self._whole(q_BLHK, k_BLHK, v_BLHK, ctx), ()
         else:
-            raise UserError("nystrom: causal=False has no state")
+            raise UserError(NO_STATE)
         return project("blhk,hkd->bld", y_BLHK, self.out), state
 
     def _causal(

@@ -14,7 +14,7 @@ from hybrid_lm.kernels.bucket_attention import Rings, Shape, bucket_attention
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import fan_in, param, project
 from hybrid_lm.mixers.attention import Attention, rotate
-from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
 
 _EPSILON = 1e-12  # keeps the unit length of a key from a division by 0
 
@@ -115,7 +115,7 @@ class ReformerMixer(nnx.Module):
     ) -> tuple[jax.Array, State]:
         config = self.config
         if not config.causal and state is not None:
-            raise UserError("reformer: without causal there is no state to go on from")
+            raise UserError(NO_STATE)
         q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
         v_BLHP = project("bld,dhp->blhp", x_BLD, self.v)
         bucket_BLHR = self._buckets(q_BLHK)

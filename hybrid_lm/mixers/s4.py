@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.s4 import discretise, kernel, s4, two_sided
 from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import NO_STATE, Context, MixerConfig, State, register
 from hybrid_lm.mixers.steps import log_uniform_steps
 
 
@@ -116,7 +116,7 @@ class S4Mixer(nnx.Module):
             kernels = (kernel(*system, vector(c), step_D, length) for c in ("c", "back"))
             y_BLD = two_sided(u_BLD, *kernels)
         else:
-            raise UserError("s4: causal=False has no state")
+            raise UserError(NO_STATE)
         y_BLD = jax.nn.gelu((y_BLD + self.skip[...] * x_BLD).astype(x_BLD.dtype))
         gate_BLD = jax.nn.sigmoid(project("ble,ed->bld", y_BLD, self.gate))
         return project("ble,ed->bld", y_BLD, self.out) * gate_BLD, next_state

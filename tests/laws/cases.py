@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from hybrid_lm import mixers
@@ -17,9 +16,6 @@ from hybrid_lm.mixers import Context, MixerConfig
 from tests.numerics import jit
 
 WIDTH = 16
-
-# One mixer of every kind: softmax attention, a sum over keys, and three state spaces.
-OFTEN = ("attention", "linear", "mamba", "mamba2", "s4d")
 
 # Small enough that a row of some ten tokens has several heads, chunks and full windows.
 TINY = {
@@ -31,7 +27,7 @@ TINY = {
     "feature_dim": 3,
     "features": 8,
     "buckets": 2,
-    "bucket_window": 3,
+    "bucket_window": 4,
     "slots": 3,
     "landmarks": 3,
 }
@@ -90,14 +86,6 @@ def cases(*, arithmetic: bool = False, **sizes: int) -> list[Case]:
             ),
         ]
     return found
-
-
-def thorough(found: list[Case]) -> list[Any]:
-    """``found`` for a law that compiles much: `make test` runs it on the mixers of `OFTEN` only,
-    `make test-thorough` on the others.
-    """
-    marks = {True: (), False: pytest.mark.thorough}
-    return [pytest.param(case, marks=marks[case.config.key in OFTEN]) for case in found]
 
 
 def _sized(config: MixerConfig, sizes: dict[str, int]) -> MixerConfig:

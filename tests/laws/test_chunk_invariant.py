@@ -13,7 +13,6 @@ from tests.laws.cases import (
     random_x,
     rows_context,
     run,
-    thorough,
 )
 from tests.numerics import assert_close, jit, random_weights, weighted_sum
 
@@ -24,7 +23,7 @@ BATCH, LENGTH = 2, 40
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "case",
-    thorough([case for case in defaults() if hasattr(case.config, "chunk_size")]),
+    [case for case in defaults() if hasattr(case.config, "chunk_size")],
     ids=str,
 )
 def test_chunk_size_changes_nothing(case: Case):

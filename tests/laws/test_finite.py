@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid_lm.mixers import Context
-from tests.laws.cases import WIDTH, Case, defaults, parameters, run, thorough
+from tests.laws.cases import WIDTH, Case, defaults, parameters, run
 from tests.numerics import inexact_leaves
 
 LENGTH = 16_384
@@ -34,7 +34,7 @@ def row(large: float) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", thorough(defaults(heads=1, state_size=8, head_dim=8)), ids=str)
+@pytest.mark.parametrize("case", defaults(heads=1, state_size=8, head_dim=8), ids=str)
 def test_long_rows_of_adversarial_scale_stay_finite(case: Case, dtype: str):
     start = parameters(case.config)
     ctx = Context.of_documents(1, LENGTH, dtype=dtype)

@@ -21,7 +21,6 @@ from tests.laws.cases import (
     rows_context,
     run,
     single_context,
-    thorough,
 )
 from tests.numerics import assert_close, jit, random_weights, weighted_sum
 
@@ -59,7 +58,7 @@ def in_pieces_of(size, config, params, x_BLD, ctx):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", thorough(cases()), ids=str)
+@pytest.mark.parametrize("case", cases(), ids=str)
 def test_pieces_equal_one_pass_in_values_and_gradients(case: Case):
     rng = np.random.default_rng(0)
     config, params = case.config, parameters(case.config)

@@ -19,7 +19,9 @@ BATCH, LENGTH = 2, 21
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    "case", [case for case in cases(arithmetic=True) if case.config.limit(LENGTH)], ids=str
+    "case",
+    [case for case in cases(arithmetic=True) if case.config.limit(LENGTH)],
+    ids=str,
 )
 def test_the_limit_is_full_attention(case: Case):
     limit = case.config.limit(LENGTH)

@@ -16,7 +16,6 @@ from tests.laws.cases import (
     random_x,
     rows_context,
     run,
-    thorough,
 )
 from tests.numerics import assert_close, errors, inexact_leaves, jit, random_weights, weighted_sum
 
@@ -26,7 +25,7 @@ REFERENCE = Implementation(**{f.name: "reference" for f in dataclasses.fields(Im
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", thorough(cases(arithmetic=True)), ids=str)
+@pytest.mark.parametrize("case", cases(arithmetic=True), ids=str)
 def test_values_and_gradients_match_the_definition_in_float64(case: Case):
     rng = np.random.default_rng(0)
     config, params = case.config, parameters(case.config)

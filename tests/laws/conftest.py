@@ -1,0 +1,17 @@
+"""Which laws `make test` runs: all of them, on one mixer of every kind."""
+
+import pytest
+
+from tests.laws.cases import Case
+
+# Softmax attention, a sum over keys, and three state spaces. Compiling all laws for all mixers
+# takes far longer than a developer waits: the others are left to `make test-thorough`.
+OFTEN = ("attention", "linear", "mamba", "mamba2", "s4d")
+
+
+@pytest.hookimpl(tryfirst=True)  # before items are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+        if isinstance(case, Case) and case.config.key not in OFTEN:
+            item.add_marker(pytest.mark.thorough)
