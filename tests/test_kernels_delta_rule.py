@@ -2,9 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hybrid_lm.kernels.delta_rule import delta_rule
 from tests.numerics import assert_close
+
+pytestmark = pytest.mark.thorough
 
 
 def test_a_repeated_key_has_its_last_value():

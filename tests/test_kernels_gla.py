@@ -2,9 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hybrid_lm.kernels.gla import gla
 from tests.numerics import assert_close
+
+pytestmark = pytest.mark.thorough
 
 
 def test_channels_that_forget_at_once_leave_the_others_exact():

@@ -25,7 +25,7 @@ WHOLE = [
     Nystrom(heads=2, landmarks=3, causal=False),
 ]
 IDS = np.array([[3] * 7 + [5] + [3] * 4 + [0] * 2, [2] * 14], np.int32)
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("float64")]
 
 
 FULL = Attention(heads=2, rope_theta=None, qk_norm=False)

@@ -11,6 +11,8 @@ from hybrid_lm.mixers import Context, Cosine
 from tests.laws.cases import parameters, random_x, run, single_context
 from tests.numerics import assert_close, jit, weighted_sum
 
+pytestmark = pytest.mark.thorough
+
 BATCH, LENGTH = 2, 13
 COTTENTION = Cosine(heads=4, chunk_size=4)
 FORMS = {

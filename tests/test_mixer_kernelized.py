@@ -23,6 +23,8 @@ from tests.laws.cases import (
 )
 from tests.numerics import assert_close, jit
 
+pytestmark = pytest.mark.thorough
+
 HEADS, CHUNK = TINY["heads"], TINY["chunk_size"]
 BOTH_WAYS: list[MixerConfig] = [
     Cosine(heads=HEADS, chunk_size=CHUNK, reweight=True, causal=False),

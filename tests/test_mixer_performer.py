@@ -11,6 +11,8 @@ from hybrid_lm.mixers.performer import directions
 from tests.laws.cases import parameters, run, single_context
 from tests.numerics import jit, relative_rmse
 
+pytestmark = pytest.mark.thorough
+
 WIDTH, HEADS = 16, 2
 
 

@@ -22,6 +22,8 @@ from tests.laws.cases import (
 )
 from tests.numerics import assert_close, jit
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = Reformer(heads=2, buckets=4, bucket_window=4, rope_theta=None, chunk_size=3)
 BOTH_SIDES = dataclasses.replace(CONFIG, causal=False)
 CONFIGS = {

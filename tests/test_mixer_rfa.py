@@ -10,6 +10,8 @@ from hybrid_lm.mixers.rfa import frequencies
 from tests.laws.cases import WIDTH, parameters, random_x, run, single_context
 from tests.numerics import assert_close, jit, weighted_sum
 
+pytestmark = pytest.mark.thorough
+
 BATCH, LENGTH, HEADS, FEATURES = 2, 13, 4, 6
 
 

@@ -11,6 +11,8 @@ from hybrid_lm.mixers import Routed
 from tests.laws.cases import WIDTH, parameters, random_x, run, single_context
 from tests.numerics import assert_close, jit
 
+pytestmark = pytest.mark.thorough
+
 LENGTH, BLOCK, LOCAL, TOP = 37, 4, 1, 2
 CONFIG = Routed(
     heads=4,

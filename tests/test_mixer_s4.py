@@ -14,7 +14,7 @@ from tests.numerics import assert_close, jit
 
 N, LENGTH = 8, 21
 STEP = 0.05
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("float64")]
 
 
 def both(half_N: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from hybrid_lm.mixers import Sparse
 from tests.laws.cases import WIDTH, parameters, random_x, run, single_context
 from tests.numerics import jit
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = Sparse(heads=1, block_size=3, local_blocks=2, stride=3, strided_blocks=2, global_blocks=1)
 LENGTH = 50
 

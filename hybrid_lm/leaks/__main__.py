@@ -22,7 +22,18 @@ from hybrid_lm.leaks.noise import SYMBOLS, trained_losses
 from hybrid_lm.leaks.published import FORMS
 from hybrid_lm.mixers import MixerConfig
 
-SIZES = {"heads": 2, "state_size": 8, "head_dim": 8, "chunk_size": 8, "block_size": 8}
+SIZES = {
+    "heads": 2,
+    "state_size": 8,
+    "head_dim": 8,
+    "chunk_size": 8,
+    "block_size": 4,
+    "features": 16,
+    "slots": 4,
+    "landmarks": 4,
+    "buckets": 4,
+    "bucket_window": 4,
+}
 COLUMNS = ("mixer", "suffix test", "Jacobian", "noise loss", "packing", "hand-off")
 FLOOR = math.log(SYMBOLS)
 LEGEND = f"""\
