@@ -64,11 +64,11 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array
     return (wide * inverse * scale).astype(x.dtype)
 
 
-def unit(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """``x / sqrt(|x|^2 + epsilon)``: length 1 over the last dimension, computed in float32."""
+def unit(x: jax.Array, *, length: float = 1.0, epsilon: float = 1e-6) -> jax.Array:
+    """``length x / sqrt(|x|^2 + epsilon)`` over the last dimension, computed in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     inverse = jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * inverse).astype(x.dtype)
+    return (length * wide * inverse).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

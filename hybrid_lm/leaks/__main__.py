@@ -3,7 +3,6 @@
 python -m hybrid_lm.leaks [--output docs/leaks.md]
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from rich.table import Table
 from hybrid_lm import mixers
 from hybrid_lm.cli import arguments, parse
 from hybrid_lm.errors import exit_on_user_error
-from hybrid_lm.leaks.measures import LENGTH, Probe
+from hybrid_lm.leaks.measures import LENGTH, Probe, resized
 from hybrid_lm.leaks.noise import SYMBOLS, trained_losses
 from hybrid_lm.leaks.published import FORMS
 from hybrid_lm.mixers import MixerConfig
 
+# Many chunks, blocks and heads in a short row.
 SIZES = {
     "heads": 2,
     "state_size": 8,
@@ -61,13 +61,6 @@ class Options:
     """Steps of training on noise."""
 
 
-def small(config: MixerConfig) -> MixerConfig:
-    """The config at sizes that let many chunks, blocks and heads fit a short row."""
-    fields = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is not None}
-    sizes: dict = {name: size for name, size in SIZES.items() if name in fields}
-    return dataclasses.replace(config, **sizes)
-
-
 def row(name: str, config: MixerConfig, steps: int, *, has_state: bool) -> tuple[str, ...]:
     """The cells of one mixer."""
     probe = Probe(config)
@@ -92,7 +85,7 @@ def _cell(text: str, bad: np.bool | bool) -> str:
 
 def main() -> None:
     options = parse(Options, arguments(), description=__doc__ or "")
-    board = [(key, small(mixers.get(key)()), True) for key in mixers.names()]
+    board = [(key, resized(mixers.get(key)(), SIZES), True) for key in mixers.names()]
     board += [(f"{key}, as published", form(length=LENGTH), False) for key, form in FORMS.items()]
     rows = []
     for name, config, has_state in track(board, console=Console(stderr=True), transient=True):

@@ -1,5 +1,7 @@
 """What leaks from a mixer, as numbers: 0 is none."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,13 @@ LENGTH = 32
 _PARTS = (11, 1, 16, 4)
 _DOCUMENTS = (9, 1, 14, 8)
 assert sum(_PARTS) == sum(_DOCUMENTS) == LENGTH
+
+
+def resized[T: MixerConfig](config: T, sizes: dict[str, int]) -> T:
+    """``config`` with those of ``sizes`` that it has; what it leaves open (None) stays open."""
+    fields = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is not None}
+    given: dict = {name: size for name, size in sizes.items() if name in fields}
+    return dataclasses.replace(config, **given)
 
 
 class Probe:

@@ -11,7 +11,15 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
 from hybrid_lm.layers import RMSNorm, fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import (
+    CONTINUES,
+    NO_STATE,
+    Context,
+    MixerConfig,
+    State,
+    per_head,
+    register,
+)
 
 
 @register("attention")
@@ -49,13 +57,9 @@ class Attention(MixerConfig):
         kv_heads = self.kv_heads or self.heads
         if self.heads % kv_heads:
             raise UserError(f"attention: kv_heads {kv_heads} does not divide heads {self.heads}")
-        if self.head_dim is None and width % self.heads:
-            raise UserError(f"attention: heads {self.heads} does not divide width {width}")
-        head_dim = self.head_dim or width // self.heads
+        head_dim = self.head_dim or per_head(self.key, self.heads, width)
         if self.rope_theta is not None and head_dim % 2:
             raise UserError(f"attention: rotary positions need an even head_dim, not {head_dim}")
-        if self.window is not None and self.window < 1:
-            raise UserError(f"attention: window {self.window} must be at least 1")
         if self.window is not None and not self.causal:
             raise UserError("attention: a window looks back; leave it out where causal is False")
         return kv_heads, head_dim

@@ -130,9 +130,6 @@ class Mixer(Protocol):
         ...
 
 
-_SIZES = ("heads", "kv_heads", "head_dim", "state_size", "chunk_size", "block_size", "conv_width")
-
-
 @dataclass(frozen=True)
 class MixerConfig:
     """Hyper-parameters of a mixer; the fields appear on the command line by themselves."""
@@ -140,12 +137,14 @@ class MixerConfig:
     key: ClassVar[str]
     packable: ClassVar[bool] = True
     """Whether documents packed in a row are kept exactly apart."""
+    may_be_zero: ClassVar[tuple[str, ...]] = ("seed",)
+    """Fields that are integers from 0 on; all others are from 1 on."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            size = getattr(self, field.name)
-            if field.name in _SIZES and size is not None and size < 1:
-                raise UserError(f"{self.key}: {field.name} {size} must be at least 1")
+            size, least = getattr(self, field.name), int(field.name not in self.may_be_zero)
+            if isinstance(size, int) and not isinstance(size, bool) and size < least:
+                raise UserError(f"{self.key}: {field.name} {size} must be at least {least}")
 
     def build(self, width: int, rngs: nnx.Rngs) -> Any:
         """The mixer's Flax module for model width D; it holds only `nnx.Param`s with ``axes``.
@@ -188,6 +187,13 @@ class MixerConfig:
         leaves = jax.tree.leaves(jax.eval_shape(state))
         state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         return Cost(self.flops_per_token(width, length), state_bytes)
+
+
+def per_head(key: str, heads: int, width: int) -> int:
+    """Channels of each head of mixer ``key``; `UserError` where ``heads`` does not divide them."""
+    if width % heads:
+        raise UserError(f"{key}: heads {heads} does not divide width {width}")
+    return width // heads
 
 
 _REGISTRY: dict[str, type[MixerConfig]] = {}

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.layers import fan_in, param, project, symmetric_uniform
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
@@ -26,8 +25,6 @@ class Conv(MixerConfig):
     """Taps of the causal convolution."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "ConvMixer":
-        if self.conv_width < 1:
-            raise UserError(f"conv: conv_width {self.conv_width} must be at least 1")
         return ConvMixer(self, width, rngs)
 
     def flops_per_token(self, width: int, length: int) -> float:

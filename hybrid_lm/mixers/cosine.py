@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.layers import param, project, unit
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
-from hybrid_lm.mixers.kernelized import KernelizedMixer, ends_of_documents
+from hybrid_lm.mixers.kernelized import KernelizedMixer
 
 _EPSILON = 1e-6  # keeps the normaliser away from 0 when relu finds no key
 
@@ -43,8 +42,6 @@ class Cosine(MixerConfig):
     """False: a token sees its whole document; there is no state."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "CosineMixer":
-        if self.max_length < 1:
-            raise UserError(f"cosine: max_length {self.max_length} must be at least 1")
         return CosineMixer(self, width, rngs)
 
     def is_causal(self) -> bool:
@@ -106,8 +103,7 @@ class CosineMixer(KernelizedMixer):
             return jnp.full_like(ctx.positions_BL, length)
         place_1L = jnp.arange(length)[None]
         start_BL = jax.lax.cummax(jnp.where(resets_BL, place_1L, 0), axis=1)
-        end_BL = jnp.where(ends_of_documents(resets_BL), place_1L, length)
-        return jax.lax.cummin(end_BL, axis=1, reverse=True) - start_BL + 1
+        return ctx.ends_BL() - start_BL + 1
 
     def _reweighted(self, x_BLHK: jax.Array, positions_BL: jax.Array) -> jax.Array:
         wide = jnp.promote_types(x_BLHK.dtype, jnp.float32)

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.delta_rule import delta_rule
-from hybrid_lm.layers import RMSNorm, fan_in, param, project, symmetric_uniform
-from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
+from hybrid_lm.layers import RMSNorm, fan_in, param, project, symmetric_uniform, unit
+from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, per_head, register
 
 
 @register("delta")
@@ -31,8 +30,6 @@ class Delta(MixerConfig):
     """Tokens that one matrix product handles."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "DeltaMixer":
-        if width % self.heads:
-            raise UserError(f"delta: heads {self.heads} does not divide width {width}")
         return DeltaMixer(self, width, rngs)
 
     def flops_per_token(self, width: int, length: int) -> float:
@@ -50,7 +47,7 @@ class DeltaMixer(nnx.Module):
 
     def __init__(self, config: Delta, width: int, rngs: nnx.Rngs):
         self.config = config
-        self.head_dim = head_dim = width // config.heads
+        self.head_dim = head_dim = per_head(config.key, config.heads, width)
         self.inputs = DeltaInputs(
             width, config.heads, head_dim, head_dim, config.conv_width, rngs=rngs
         )
@@ -126,15 +123,8 @@ class DeltaInputs(nnx.Module):
         )
         y_BLHC = jax.nn.silu(y_BLE).reshape(batch, length, heads, channels)
         q_BLHK, k_BLHK, v_BLHP = jnp.split(y_BLHC, [self.key_dim, 2 * self.key_dim], axis=-1)
-        return (_unit(q_BLHK, self.key_dim**-0.5), _unit(k_BLHK, 1.0), v_BLHP), past_BWE
+        return (unit(q_BLHK, length=self.key_dim**-0.5), unit(k_BLHK), v_BLHP), past_BWE
 
     def initial_state(self, batch: int, dtype: DTypeLike) -> jax.Array:
         taps, heads, channels = self.conv.shape
         return jnp.zeros((batch, taps - 1, heads * channels), dtype)
-
-
-def _unit(x: jax.Array, length: float) -> jax.Array:
-    """``length * x / |x|`` over the last dimension, computed in float32; 0 for 0."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    inverse = jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + 1e-6)
-    return (length * wide * inverse).astype(x.dtype)

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.delta_rule import delta_rule
 from hybrid_lm.layers import RMSNorm, fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, per_head, register
 from hybrid_lm.mixers.delta import DeltaInputs
 from hybrid_lm.mixers.steps import step_bias
 
@@ -34,8 +33,6 @@ class GatedDelta(MixerConfig):
     """Tokens that one matrix product handles."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "GatedDeltaMixer":
-        if width % self.heads:
-            raise UserError(f"gated_delta: heads {self.heads} does not divide width {width}")
         return GatedDeltaMixer(self, width, rngs)
 
     def flops_per_token(self, width: int, length: int) -> float:
@@ -56,7 +53,7 @@ class GatedDeltaMixer(nnx.Module):
     def __init__(self, config: GatedDelta, width: int, rngs: nnx.Rngs):
         self.config = config
         heads = config.heads
-        self.key_dim = key_dim = width // heads
+        self.key_dim = key_dim = per_head(config.key, heads, width)
         self.value_dim = value_dim = config.expand * key_dim
         self.inputs = DeltaInputs(width, heads, key_dim, value_dim, config.conv_width, rngs=rngs)
         by_heads = (width, heads), ("embed", "heads"), fan_in(width)

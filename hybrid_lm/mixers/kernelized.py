@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.ssd import ssd
 from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, State
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, State, per_head
 
 
 class KernelizedMixer(nnx.Module):
@@ -33,9 +33,7 @@ class KernelizedMixer(nnx.Module):
         causal: bool,
         key_dim: int | None = None,
     ):
-        if width % heads:
-            raise UserError(f"{key}: heads {heads} does not divide width {width}")
-        self.heads, self.head_dim = heads, width // heads
+        self.heads, self.head_dim = heads, per_head(key, heads, width)
         self.chunk_size, self.causal = chunk_size, causal
         self.key_dim = key_dim or self.head_dim
         axes = ("embed", "heads", None)

@@ -48,8 +48,6 @@ class Linear(MixerConfig):
     """False: a token sees its whole document; there is no state, and no decay."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "LinearMixer":
-        if self.feature_dim < 1:
-            raise UserError(f"linear: feature_dim {self.feature_dim} must be at least 1")
         if not self.causal and self.decay != "none":
             raise UserError(f"linear: decay {self.decay!r} needs causal=True")
         return LinearMixer(self, width, rngs)

@@ -10,7 +10,15 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import (
+    CONTINUES,
+    NO_STATE,
+    Context,
+    MixerConfig,
+    State,
+    per_head,
+    register,
+)
 from hybrid_lm.mixers.blocks import (
     Blocks,
     Slots,
@@ -45,12 +53,6 @@ class Linformer(MixerConfig):
     query sees no tokens (the original, if the document is no longer than a block)."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "LinformerMixer":
-        if width % self.heads:
-            raise UserError(f"linformer: heads {self.heads} does not divide width {width}")
-        if min(self.block_size, self.slots) < 1:
-            raise UserError(
-                f"linformer: block_size {self.block_size} and slots {self.slots} must be at least 1"
-            )
         return LinformerMixer(self, width, rngs)
 
     def flops_per_token(self, width: int, length: int) -> float:
@@ -71,7 +73,7 @@ class LinformerMixer(nnx.Module):
 
     def __init__(self, config: Linformer, width: int, rngs: nnx.Rngs):
         self.config = config
-        self.head_dim = width // config.heads
+        self.head_dim = per_head(config.key, config.heads, width)
         shape, axes = (width, config.heads, self.head_dim), ("embed", "heads", None)
         self.q = param(rngs, shape, axes, fan_in(width))
         self.k = param(rngs, shape, axes, fan_in(width))

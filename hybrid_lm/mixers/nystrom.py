@@ -12,7 +12,15 @@ from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import fan_in, param, project
 from hybrid_lm.mixers.attention import Attention
-from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import (
+    CONTINUES,
+    NO_STATE,
+    Context,
+    MixerConfig,
+    State,
+    per_head,
+    register,
+)
 from hybrid_lm.mixers.blocks import (
     Blocks,
     Slots,
@@ -56,12 +64,6 @@ class Nystrom(MixerConfig):
     the document, and no tokens."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "NystromMixer":
-        if width % self.heads:
-            raise UserError(f"nystrom: heads {self.heads} does not divide width {width}")
-        sizes = ("landmarks", "block_size", "pinv_iterations")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise UserError(f"nystrom: {name} {getattr(self, name)} must be at least 1")
         return NystromMixer(self, width, rngs)
 
     def flops_per_token(self, width: int, length: int) -> float:
@@ -95,7 +97,7 @@ class NystromMixer(nnx.Module):
 
     def __init__(self, config: Nystrom, width: int, rngs: nnx.Rngs):
         self.config = config
-        self.head_dim = width // config.heads
+        self.head_dim = per_head(config.key, config.heads, width)
         shape, axes = (width, config.heads, self.head_dim), ("embed", "heads", None)
         self.q = param(rngs, shape, axes, fan_in(width))
         self.k = param(rngs, shape, axes, fan_in(width))

@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import RMSNorm, project
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
@@ -48,8 +47,6 @@ class Performer(MixerConfig):
     """False: a token sees its whole document; there is no state."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "PerformerMixer":
-        if self.features < 1:
-            raise UserError(f"performer: features {self.features} must be at least 1")
         return PerformerMixer(self, width, rngs)
 
     def is_causal(self) -> bool:

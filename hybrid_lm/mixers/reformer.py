@@ -12,9 +12,17 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.bucket_attention import Rings, Shape, bucket_attention
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.layers import fan_in, param, project
+from hybrid_lm.layers import fan_in, param, project, unit
 from hybrid_lm.mixers.attention import Attention, rotate
-from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import (
+    CONTINUES,
+    NO_STATE,
+    Context,
+    MixerConfig,
+    State,
+    per_head,
+    register,
+)
 
 _EPSILON = 1e-12  # keeps the unit length of a key from a division by 0
 
@@ -56,14 +64,10 @@ class Reformer(MixerConfig):
     """Else a token sees the nearest bucket_window / 2 tokens of its bucket on both sides."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "ReformerMixer":
-        if width % self.heads:
-            raise UserError(f"reformer: heads {self.heads} does not divide width {width}")
-        if self.rope_theta is not None and width // self.heads % 2:
+        if self.rope_theta is not None and per_head(self.key, self.heads, width) % 2:
             raise UserError("reformer: rotary positions need an even width / heads")
-        if self.buckets < 1 or (self.buckets > 1 and self.buckets % 2):
+        if self.buckets > 1 and self.buckets % 2:
             raise UserError(f"reformer: buckets {self.buckets} must be 1 or an even number")
-        if min(self.rounds, self.bucket_window, self.chunk_size) < 1:
-            raise UserError("reformer: rounds, bucket_window and chunk_size must be at least 1")
         if not self.causal and self.bucket_window % 2:
             raise UserError(
                 f"reformer: bucket_window {self.bucket_window} must be even to see both sides"
@@ -97,7 +101,7 @@ class ReformerMixer(nnx.Module):
 
     def __init__(self, config: Reformer, width: int, rngs: nnx.Rngs):
         self.config = config
-        self.head_dim = width // config.heads
+        self.head_dim = per_head(config.key, config.heads, width)
         shape, axes = (width, config.heads, self.head_dim), ("embed", "heads", None)
         self.q = param(rngs, shape, axes, fan_in(width))
         if not config.share_qk:
@@ -119,7 +123,10 @@ class ReformerMixer(nnx.Module):
         q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
         v_BLHP = project("bld,dhp->blhp", x_BLD, self.v)
         bucket_BLHR = self._buckets(q_BLHK)
-        k_BLHK = _unit(q_BLHK) if config.share_qk else project("bld,dhk->blhk", x_BLD, self.k)
+        if config.share_qk:
+            k_BLHK = unit(q_BLHK, epsilon=_EPSILON)
+        else:
+            k_BLHK = project("bld,dhk->blhk", x_BLD, self.k)
         if config.rope_theta is not None:
             q_BLHK = rotate(q_BLHK, ctx.positions_BL, config.rope_theta)
             k_BLHK = rotate(k_BLHK, ctx.positions_BL, config.rope_theta)
@@ -162,10 +169,3 @@ class ReformerMixer(nnx.Module):
         rotation = np.random.default_rng(config.seed).normal(size=shape)
         turned = einsum_f32("blhk,hrkn->blhrn", wide_BLHK, jnp.asarray(rotation, wide_BLHK.dtype))
         return jnp.argmax(jnp.concatenate([turned, -turned], axis=-1), axis=-1).astype(jnp.int32)
-
-
-def _unit(x_BLHK: jax.Array) -> jax.Array:
-    """Rows of length 1, computed in float32."""
-    wide = x_BLHK.astype(jnp.promote_types(x_BLHK.dtype, jnp.float32))
-    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(square + _EPSILON)).astype(x_BLHK.dtype)

@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.layers import fan_in, param, project, unit
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
@@ -45,8 +44,6 @@ class RFA(MixerConfig):
     """Tokens that one matrix product handles."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "RFAMixer":
-        if self.features < 1:
-            raise UserError(f"rfa: features {self.features} must be at least 1")
         return RFAMixer(self, width, rngs)
 
     def flops_per_token(self, width: int, length: int) -> float:

@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.block_attention import Tiles, block_attention, slices
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.mixers.attention import Attention, AttentionMixer
@@ -58,8 +57,6 @@ class Routed(MixerConfig):
     """RMS-normalise queries and keys per head."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "RoutedMixer":
-        if min(self.block_size, self.local_blocks, self.top_k) < 1:
-            raise UserError("routed: block_size, local_blocks and top_k must be at least 1")
         return RoutedMixer(self, width, rngs)
 
     def attention(self) -> Attention:

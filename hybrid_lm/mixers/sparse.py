@@ -30,6 +30,8 @@ class Sparse(MixerConfig):
     look at the global ones, which look at nothing later.
     """
 
+    may_be_zero = ("seed", "strided_blocks", "global_blocks", "random_blocks")
+
     heads: int = 8
     """Query heads."""
     kv_heads: int | None = None
@@ -56,10 +58,6 @@ class Sparse(MixerConfig):
     """RMS-normalise queries and keys per head."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "SparseMixer":
-        if min(self.block_size, self.local_blocks, self.stride) < 1:
-            raise UserError("sparse: block_size, local_blocks and stride must be at least 1")
-        if min(self.strided_blocks, self.global_blocks, self.random_blocks) < 0:
-            raise UserError("sparse: a number of blocks is below 0")
         if self.strided_blocks + self.global_blocks + self.random_blocks == 0:
             raise UserError("sparse: no block but the latest is seen; attention with a window is")
         return SparseMixer(self, width, rngs)

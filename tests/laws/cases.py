@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from hybrid_lm import mixers
+from hybrid_lm.leaks.measures import resized
 from hybrid_lm.mixers import Context, MixerConfig
 from tests.numerics import jit
 
@@ -68,7 +69,7 @@ class Case:
 
 def defaults(**sizes: int) -> list[Case]:
     """Every registered mixer under its default config, with fields of ``sizes`` (or `TINY`)."""
-    return [Case(key, _sized(mixers.get(key)(), sizes or TINY)) for key in mixers.names()]
+    return [Case(key, resized(mixers.get(key)(), sizes or TINY)) for key in mixers.names()]
 
 
 def cases(*, arithmetic: bool = False, **sizes: int) -> list[Case]:
@@ -88,11 +89,6 @@ def cases(*, arithmetic: bool = False, **sizes: int) -> list[Case]:
     return found
 
 
-def _sized(config: MixerConfig, sizes: dict[str, int]) -> MixerConfig:
-    given = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is not None}
-    return dataclasses.replace(config, **{k: size for k, size in sizes.items() if k in given})
-
-
 @cache
 def _graph(config: MixerConfig, width: int) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: config.build(width, nnx.Rngs(0))))[0]
@@ -100,7 +96,7 @@ def _graph(config: MixerConfig, width: int) -> nnx.GraphDef:
 
 @cache
 def _start(config: MixerConfig, width: int) -> nnx.State:
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), jax.ensure_compile_time_eval():  # also while a caller is traced
         start = jit(lambda: nnx.state(config.build(width, nnx.Rngs(0))))()
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), jax.device_get(start))

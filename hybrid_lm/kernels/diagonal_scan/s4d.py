@@ -12,11 +12,13 @@ from hybrid_lm.kernels.dispatch import choose
 
 @dataclass(frozen=True)
 class _S4D(Recurrence):
+    """For the definition; the chunked form is `s4d_xla`'s own."""
+
     log_decay_DN: jax.Array
     c_DN: jax.Array
 
     def log_decay(self, step):
-        # `step` counts tokens (0 for padding), so that the decay over a chunk is a power.
+        # `step` counts tokens.
         return step[..., None, None] * _lift(self.log_decay_DN, step.ndim)
 
     def write(self, x):
