@@ -1,0 +1,37 @@
+"""What an evaluation found, as data: the content of ``report.json``.
+
+NLLs are means in nats per token; intervals are 95%, over documents. What an instrument adds is None
+or empty where it has not run.
+"""
+
+from hybrid_lm.results.control import Control
+from hybrid_lm.results.field import Field, FieldWidth
+from hybrid_lm.results.group import GroupReport, Knockout
+from hybrid_lm.results.lens import Lens
+from hybrid_lm.results.report import Instrument, NotRun, Report
+from hybrid_lm.results.scoring import Scoring, ScoringMode
+from hybrid_lm.results.shapley import Shapley, ShapleyTotal
+from hybrid_lm.results.spans import Bucket, ExitBucket, Interval, KnockoutBucket
+from hybrid_lm.results.token_classes import TokenClass, TokenClassGroup
+
+__all__ = [
+    "Bucket",
+    "Control",
+    "ExitBucket",
+    "Field",
+    "FieldWidth",
+    "GroupReport",
+    "Instrument",
+    "Interval",
+    "Knockout",
+    "KnockoutBucket",
+    "Lens",
+    "NotRun",
+    "Report",
+    "Scoring",
+    "ScoringMode",
+    "Shapley",
+    "ShapleyTotal",
+    "TokenClass",
+    "TokenClassGroup",
+]
