@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hybrid_lm import compilation_cache, report, sharding
+from hybrid_lm import compilation_cache, declared, report, sharding
 from hybrid_lm.checkpoint import load_params
 from hybrid_lm.cli import arguments, parse
 from hybrid_lm.config import Config
@@ -81,6 +81,7 @@ class Evaluator:
         self._targets_BL = np.stack(targets)
         self._dtype = jnp.dtype(config.train.dtype)
         self._costs = [model.group_cost(g, self.length, self._dtype) for g in model.plan.groups]
+        self._mixers = declared.mixers(model, self.length, self._dtype)
         self._flops_per_token = model.flops_per_token(self.length, self._dtype)
         whole = NamedSharding(mesh, PartitionSpec())
         self._forward = jax.jit(self._exits)
@@ -208,6 +209,7 @@ class Evaluator:
                 for (start, end), bucket in zip(spans, buckets, strict=True)
             ),
             groups=groups,
+            mixers=self._mixers,
             split=self.split,
             length=length,
             training_length=config.train.length,
@@ -275,7 +277,7 @@ class Options:
     batch_size: int | None = None
     """Documents scored at a time. None: as in the run."""
     output: Path | None = None
-    """Directory of report.json and report.md. None: RUN_DIR/report, with the settings that differ
+    """Directory of the report's files. None: RUN_DIR/report, with the settings that differ
     from the run's in its name."""
 
 
