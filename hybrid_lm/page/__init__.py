@@ -14,14 +14,14 @@ from hybrid_lm.page import (
     frame,
     images,
     knockout,
-    mixers,
     positions,
-    protocol,
     scoring,
     shapley,
     token_classes,
 )
-from hybrid_lm.page.figure import Figure, Table
+from hybrid_lm.page.figure import Block, Figure, Table
+from hybrid_lm.page.mixers import board
+from hybrid_lm.page.protocol import protocol
 from hybrid_lm.report import _bytes, _change, _perplexity, _position, _range, _si
 from hybrid_lm.results import Report
 
@@ -43,22 +43,16 @@ def render(report: Report) -> str:
     """The page of a report, HTML."""
     return frame.document(
         f"Evaluation at step {report.step:,}",
-        figures(report),
-        pattern="; ".join(f"{group.name}: {group.pattern}" for group in report.groups),
+        "; ".join(f"{group.name}: {group.pattern}" for group in report.groups),
         headlines=_headlines(report),
-        groups=_groups(report),
-        groups_note=_GROUPS_NOTE,
-        board=mixers.board(report),
-        board_text=mixers.TEXT,
-        laws=mixers.laws(),
-        protocol=protocol.items(report),
-        not_run=protocol.not_run(report),
-        caveats=report.caveats,
-        documents=protocol.documents(report),
+        blocks=[Block("groups", "Layer groups", [_groups(report)], _GROUPS)],
+        figures=figures(report),
+        board=board(report),
+        protocol=protocol(report),
     )
 
 
-_GROUPS_NOTE = (
+_GROUPS = (
     "Exit ppl: perplexity read off the residual stream that leaves the group. Without it: change "
     "of the NLL in nats per token when the group's mixers are skipped, ± half of the 95% interval. "
     "Helps in: share of documents whose NLL rises. Detectable: the smallest change that such a set "

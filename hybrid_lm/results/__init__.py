@@ -4,6 +4,7 @@ NLLs are means in nats per token; intervals are 95%, over documents. What an ins
 or empty where it has not run.
 """
 
+from hybrid_lm.results.causality import Causality, CausalityGroup
 from hybrid_lm.results.control import Control
 from hybrid_lm.results.field import Field, FieldWidth
 from hybrid_lm.results.group import GroupReport, Knockout
@@ -17,6 +18,8 @@ from hybrid_lm.results.token_classes import TokenClass, TokenClassGroup
 
 __all__ = [
     "Bucket",
+    "Causality",
+    "CausalityGroup",
     "Control",
     "ExitBucket",
     "Field",
