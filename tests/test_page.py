@@ -54,7 +54,8 @@ def test_every_part_that_has_run_is_there_with_its_caveat(pages):
         assert name in text
     for start, end in octaves(FULL.length):
         assert f"{start}-{end}" in text
-    assert "p < 0.001" in text
+    assert "adjusted p position without early" in text
+    assert "0-128 < 0.001 < 0.001 < 0.001 0.731" in text
     for hash_ in ("fingerprint", "split_sha256", "tokenizer_sha256"):
         assert FULL.corpus[hash_] in text
     assert "A <b>long</b> name & more" in text

@@ -57,7 +57,7 @@ def _measured(report: Report) -> Table | None:
 
 
 def _change(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}"
+    return "0" if value == 0 else f"{value:.2g}"
 
 
 def _mixers(report: Report) -> Table | None:
