@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
 from hybrid_lm.page.heatmap import TEXT, Cell, heatmap
-from hybrid_lm.report import _cell, _position, _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Control, Knockout, Report
 
 _CAVEAT = (
@@ -32,7 +32,7 @@ def figure(report: Report) -> Figure:
         chart = heatmap(
             _cells(names, found),
             rows=names,
-            columns=[_position(bucket.start) for bucket in report.buckets],
+            columns=[show.position(bucket.start) for bucket in report.buckets],
             title="start of the octave of positions (tokens)",
             largest=largest,
         )
@@ -57,7 +57,7 @@ def _cells(names: Sequence[str], found: _Found) -> list[Cell]:
         Cell(
             series=group,
             row=group,
-            column=_position(bucket.start),
+            column=show.position(bucket.start),
             delta=bucket.delta_nll,
             ci95=bucket.ci95,
             names={"group": group, "position": f"{bucket.start}-{bucket.end}"}
@@ -73,10 +73,12 @@ def _tables(title: str, report: Report, names: Sequence[str], found: _Found) -> 
     """Changes, and adjusted p values where there are any."""
     known = [(name, part) for name, part in zip(names, found, strict=True) if part is not None]
     header = ["position", *(f"without {name}" for name, _ in known)]
-    changes = [[_cell(part.buckets[i]) for _, part in known] for i in range(len(report.buckets))]
+    changes = [
+        [show.cell(part.buckets[i]) for _, part in known] for i in range(len(report.buckets))
+    ]
     p = [[_p(part, i) for _, part in known] for i in range(len(report.buckets))]
     spans = [f"{bucket.start}-{bucket.end}" for bucket in report.buckets]
-    total = [f"{part.delta_nll:+.4f} ({_range(part.ci95, '+.4f')})" for _, part in known]
+    total = [show.cell(part) for _, part in known]
     tables = [
         Table(
             f"{title}: change in nats per token (95% interval)",

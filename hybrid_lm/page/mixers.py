@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from hybrid_lm.page.figure import Block, Table, caveats
-from hybrid_lm.report import _bytes, _position, _si
+from hybrid_lm.report import show
 from hybrid_lm.results import MixerReport, Report
 
 
@@ -64,7 +64,7 @@ def _mixers(report: Report) -> Table | None:
     if not report.mixers:
         return None
     header = ["mixer", "what it is", "settings", "packed documents", "time and state per token"]
-    header += ["layers", "FLOPs/token", f"state@{_position(report.length)}"]
+    header += ["layers", "FLOPs/token", f"state@{show.position(report.length)}"]
     rows = [_row(mixer) for mixer in report.mixers]
     return Table("Declared by the mixers; costs are those of one layer", header, rows, 5)
 
@@ -77,7 +77,7 @@ def _row(mixer: MixerReport) -> list[str]:
         ", ".join(f"{name} {value}" for name, value in mixer.settings.items()) or "defaults",
         "kept apart" if mixer.packable else "rows are not packed",
         "bounded" if mixer.subquadratic else "grow with the position",
-        *(str(mixer.layers), _si(mixer.flops_per_token), _bytes(mixer.state_bytes)),
+        *(str(mixer.layers), show.count(mixer.flops_per_token), show.memory(mixer.state_bytes)),
     ]
 
 
