@@ -75,22 +75,12 @@ def _groups(report: Report) -> Table:
     state = f"state@{show.position(report.length)}"
     header = ["group", "pattern", "layers", "params", "FLOPs/token", state, "exit ppl"]
     header += ["without it (nats)", "helps in", "detectable"]
-    rows = [
-        [
-            *(
-                g.name,
-                g.pattern,
-                str(g.layers),
-                show.count(g.params),
-                show.count(g.flops_per_token),
-            ),
-            *(
-                show.memory(g.state_bytes),
-                show.perplexity(g.exit_perplexity),
-                show.change(g.knockout),
-            ),
-            *(f"{g.knockout.win_rate:.0%}", f"{g.knockout.minimum_detectable_effect:.4f}"),
-        ]
-        for g in report.groups
-    ]
+    rows = []
+    for g in report.groups:
+        found = g.knockout
+        row = [g.name, g.pattern, str(g.layers), show.count(g.params)]
+        row += [show.count(g.flops_per_token), show.memory(g.state_bytes)]
+        row += [show.perplexity(g.exit_perplexity), show.change(found)]
+        row += [f"{found.win_rate:.0%}", f"{found.minimum_detectable_effect:.4f}"]
+        rows.append(row)
     return Table("Costs are those of one document of the evaluated length", header, rows, 2)
