@@ -1,0 +1,103 @@
+"""The runs of a study: which there are, how far each has come, and what is to be done next."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybrid_lm import metrics, train
+from hybrid_lm.config import Config, Sweep
+from hybrid_lm.errors import UserError
+from hybrid_lm.run_dir import find_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point trained with one seed, by the commands that a user would type."""
+
+    point: str
+    seed: int
+    config: Config
+    directory: Path
+    options: tuple[str, ...]
+    """Of ``python -m hybrid_lm.train``."""
+    lengths: tuple[int, ...]
+    """Evaluated after that of the config."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.point}-seed{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What the commands print."""
+        return self.directory.with_name(f"{self.name}.log")
+
+    def report_name(self, length: int) -> str:
+        """Directory in the run of the report at a length, as ``hybrid_lm.evaluate`` names it."""
+        return "report" if length == self.config.evaluation_length else f"report-length{length}"
+
+    def has_report(self, length: int) -> bool:
+        """Whether the whole training has been evaluated at a length."""
+        run_dir, steps = find_run(self.directory), self.config.train.steps
+        return run_dir is not None and run_dir.reported_step(self.report_name(length)) == steps
+
+    def next_command(self) -> list[str] | None:
+        """Arguments of ``python`` for what comes next; None where all is done."""
+        if not self.has_report(self.config.evaluation_length):
+            return [sys.executable, "-m", "hybrid_lm.train", *self.options]
+        for length in self.lengths:
+            if not self.has_report(length):
+                evaluate = ["-m", "hybrid_lm.evaluate", str(self.directory)]
+                return [sys.executable, *evaluate, "--length", str(length)]
+        return None
+
+    def step(self) -> int:
+        """The latest step in ``metrics.jsonl``; 0 where there is none."""
+        rows = metrics.read(self.directory / "metrics.jsonl")
+        return rows[-1].step if rows else 0
+
+    def is_taken(self) -> bool:
+        """Whether a training process is in the run's directory."""
+        run_dir = find_run(self.directory)
+        return run_dir is not None and run_dir.is_locked()
+
+    def require_same_config(self) -> None:
+        """Raise `UserError` where the directory holds anything but this run."""
+        run_dir = find_run(self.directory)
+        if run_dir is None:
+            return
+        differing = run_dir.differences(self.config)
+        if differing:
+            raise UserError(
+                f"{self.directory} holds a run of another config: {'; '.join(differing)}; "
+                "name another directory with --sweep-dir"
+            )
+
+
+def runs_of(study: Sweep, *, name: str, overrides: Sequence[str], directory: Path) -> list[Run]:
+    """Every point with every seed; all points with the first seed come first.
+
+    Args:
+        name: of the config file, as `hybrid_lm.config.load` takes it.
+        overrides: options of ``python -m hybrid_lm.train`` for all runs.
+
+    Raises:
+        UserError: for an override that a point does not know or that makes it impossible.
+    """
+    runs = []
+    for seed in study.seeds:
+        for point in study.points:
+            options = ["--config", f"{name}:{point}", *overrides, "--train.seed", str(seed)]
+            path = directory / f"{point}-seed{seed}"
+            config = train.parse(options).run
+            options += ["--run-dir", str(path)]
+            lengths = tuple(n for n in study.lengths if n != config.evaluation_length)
+            runs.append(Run(point, seed, config, path, tuple(options), lengths))
+    return runs
+
+
+def without_seed(config: Config) -> Config:
+    """The config as of seed 0: what two runs of one point share."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0))
