@@ -163,7 +163,7 @@ def minimum_detectable_effect_over_seeds(differences: np.ndarray) -> float:
     critical = stats.t.ppf(0.975, freedom[0])
 
     def missing_power(effect: float) -> float:
-        return stats.nct.sf(critical, freedom[0], effect) - 0.8
+        return float(stats.nct.sf(critical, freedom[0], effect)) - 0.8
 
     return float(error[0] * optimize.brentq(missing_power, 0, 100))
 

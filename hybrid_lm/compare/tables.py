@@ -71,7 +71,7 @@ def to_markdown(comparison: Comparison) -> str:
             [
                 *(run.name, f"`{run.pattern}`", _si(run.params), _si(run.flops_per_token)),
                 *(_bytes(run.state_bytes), f"{run.trained_tokens:,}"),
-                *(f"{run.train_seconds:,.0f} s", f"{run.tokens_per_s:,.0f}", f"{run.mfu:.1%}"),
+                *(_seconds(run.train_seconds), f"{run.tokens_per_s:,.0f}", f"{run.mfu:.1%}"),
                 f"{run.bits_per_byte:.4f}",
                 _range(run.bits_per_byte_ci95),
             ]
@@ -203,7 +203,7 @@ def _positions(comparison: Comparison) -> list[list[str]]:
 
 def _nll(run: RunSummary, i: int) -> str:
     bucket = run.buckets[i]
-    return f"{bucket.nll:.4f}{'*' if bucket.beyond_training else ' '}"
+    return f"{bucket.nll:.4f}{'*' if bucket.beyond_training else ''}"
 
 
 def _budgets(comparison: Comparison) -> list[list[str]]:
@@ -212,8 +212,12 @@ def _budgets(comparison: Comparison) -> list[list[str]]:
 
     return [
         *(row(f"{_si(budget.amount)} tokens", budget) for budget in comparison.iso_tokens),
-        *(row(f"{budget.amount:,.1f} s", budget) for budget in comparison.iso_time),
+        *(row(f"{_seconds(budget.amount)} of training", budget) for budget in comparison.iso_time),
     ]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def _different_devices(comparison: Comparison) -> list[str]:
@@ -228,8 +232,12 @@ def _protocol(comparison: Comparison) -> list[str]:
     lines = [
         f"Corpus: `{corpus['source']}`, tokens of the split {corpus['split_sha256'][:16]}; "
         f"tokenizer: {corpus['tokenizer']}, {corpus['tokenizer_sha256'][:16]}.",
-        f"Intervals: 95%, {comparison.interval_method} over documents, "
-        f"{comparison.resamples:,} resamples.",
+        f"Intervals: 95%, {comparison.interval_method} over documents"
+        + (
+            f", {comparison.resamples:,} resamples."
+            if "bootstrap" in comparison.interval_method
+            else "."
+        ),
     ]
     lines += [
         f"{run.name}: `{run.path}`, step {run.step:,}, seed {run.seed}, rows of {length:,} tokens "

@@ -82,12 +82,12 @@ def rank_correlations(swaps: Sequence[Swap]) -> tuple[RankCorrelation, ...]:
         if len(values) < len(swaps) or len(set(values)) == 1 or len(set(costs)) == 1:
             continue
         test = stats.permutation_test(
-            (stats.rankdata(values),),
-            lambda ranks, axis: (ranks * stats.rankdata(costs)).sum(axis),
+            (values,),
+            lambda values: stats.spearmanr(values, costs)[0],
             permutation_type="pairings",
-            vectorized=True,
+            n_resamples=2000,  # all orders of up to 6 swaps
             rng=np.random.default_rng(0),
         )
-        rho = float(stats.spearmanr(values, costs).statistic)
-        correlations.append(RankCorrelation(instrument, len(swaps), rho, float(test.pvalue)))
+        rho, p_value = float(test.statistic), float(test.pvalue)
+        correlations.append(RankCorrelation(instrument, len(swaps), rho, p_value))
     return tuple(correlations)

@@ -91,7 +91,7 @@ def runs_of(study: Sweep, *, name: str, overrides: Sequence[str], directory: Pat
         for point in study.points:
             options = ["--config", f"{name}:{point}", *overrides, "--train.seed", str(seed)]
             path = directory / f"{point}-seed{seed}"
-            config = train.parse(options).run
+            config = train.parse(list(options)).run
             options += ["--run-dir", str(path)]
             lengths = tuple(n for n in study.lengths if n != config.evaluation_length)
             runs.append(Run(point, seed, config, path, tuple(options), lengths))
