@@ -21,7 +21,7 @@ from hybrid_lm.errors import exit_on_user_error
 class Options:
     """Which runs, by which of their reports."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
     """Run directories; differences are to the first."""
     report: str = "report"
     """Name of the report in every run, e.g. report-length32768."""

@@ -49,7 +49,7 @@ def describe(runs: Sequence[Run]) -> Group:
         "",
         f"{len(runs)} runs, {len(done)} done; {left:,.0f} of "
         f"{sum(map(_tokens, runs)):,} tokens left to train on",
-        f"evaluated at {', '.join(f'{n:,}' for n in lengths)} tokens; FLOPs: forward, mean over a "
+        f"evaluated at {' and '.join(f'{n:,}' for n in lengths)} tokens; FLOPs: forward, mean over a "
         "row of training",
     )
 
