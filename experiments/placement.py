@@ -28,9 +28,11 @@ def config() -> Config:
             width=384,
             mlp_width=1024,
         ),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=40),
-        train=TrainConfig(steps=400, length=8192, batch_size=8, remat="block"),
-        evaluation=EvaluationConfig(every=400, split="test", documents=25, batch_size=4),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=80),
+        train=TrainConfig(
+            steps=800, length=8192, batch_size=4, remat="block", checkpoint_every=100
+        ),
+        evaluation=EvaluationConfig(every=800, split="test", documents=25, batch_size=4),
     )
 
 

@@ -274,6 +274,17 @@ def test_a_failed_run_stops_no_other(tmp_path, quick_polls):
     assert scripts[0].log.read_text().count("once") == 1
 
 
+def test_a_run_directory_that_cannot_be_read_stops_no_other(tmp_path, quick_polls):
+    class Unreadable(Script):
+        def next_command(self):
+            raise UserError("report.json cannot be read")
+
+    good = Script("good", tmp_path, ["print('ran')"])
+    errors, _ = run_scripts([Unreadable("bad", tmp_path, []), good])
+    assert errors == {"bad": "report.json cannot be read"}
+    assert good.log.read_text() == "ran\n"
+
+
 def test_several_at_a_time(tmp_path, quick_polls):
     scripts = [Script(str(i), tmp_path, ["import time; time.sleep(0.2)"]) for i in range(4)]
     working = []

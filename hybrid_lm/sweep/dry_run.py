@@ -44,13 +44,13 @@ def describe(runs: Sequence[Run]) -> Group:
     done = [run for run in runs if run.next_command() is None]
     left = sum(_tokens(run) * (1 - run.step() / run.config.train.steps) for run in runs)
     lengths = sorted({n for run in runs for n in (run.config.evaluation_length, *run.lengths)})
+    evaluated = " and ".join(f"{length:,}" for length in lengths)
     return Group(
         table,
         "",
         f"{len(runs)} runs, {len(done)} done; {left:,.0f} of "
         f"{sum(map(_tokens, runs)):,} tokens left to train on",
-        f"evaluated at {' and '.join(f'{n:,}' for n in lengths)} tokens; FLOPs: forward, mean over a "
-        "row of training",
+        f"evaluated at {evaluated} tokens; FLOPs: forward, mean over a row of training",
     )
 
 

@@ -98,6 +98,13 @@ class _Job:
 
     def advance(self, stopping: bool) -> bool:
         """Look at the process, start the next; whether the run is at its end."""
+        try:
+            return self._advance(stopping)
+        except (UserError, OSError) as error:  # of this run's directory; the others go on
+            self._fail(str(error))
+            return True
+
+    def _advance(self, stopping: bool) -> bool:
         if self._process is None:
             return stopping or self._start()
         if stopping and not self._has_ended:
