@@ -12,7 +12,7 @@ from scipy import stats
 from hybrid_lm.compare import __main__ as command
 from hybrid_lm.compare.difference import difference
 from hybrid_lm.compare.results import compare
-from hybrid_lm.compare.throughput import curve, iso_time, iso_tokens
+from hybrid_lm.compare.throughput import curve, iso_time, iso_tokens, loss_points
 from hybrid_lm.errors import exit_on_user_error
 from hybrid_lm.run_dir import RunDir
 from hybrid_lm.statistics import (
@@ -114,6 +114,10 @@ def test_loss_at_equal_tokens_and_time(tmp_path):
     assert curves[1].seconds.tolist() == pytest.approx([0.04, 0.08])
     assert curves[0].tokens_per_s == pytest.approx(2e4)
     bits = np.array(losses) / math.log(2) / 2
+    assert [point.bits_per_byte for point in loss_points(curves[0])] == pytest.approx(bits)
+    half, end = (dataclasses.astuple(point) for point in loss_points(curves[0], most=2))
+    assert half == pytest.approx((200, 0.04, bits[:2].mean()))
+    assert end == pytest.approx((400, 0.08, bits[2:].mean()))
     by_tokens, by_time = iso_tokens(curves), iso_time(curves)
     assert [budget.amount for budget in by_tokens] == [100, 200]
     assert by_tokens[-1].bits_per_byte == pytest.approx((bits[1], bits[1]))

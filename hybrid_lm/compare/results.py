@@ -10,7 +10,15 @@ from typing import Any
 from hybrid_lm import report as reports
 from hybrid_lm.compare.difference import Difference, difference
 from hybrid_lm.compare.documents import require_same_documents
-from hybrid_lm.compare.throughput import Budget, Curve, curve, iso_time, iso_tokens
+from hybrid_lm.compare.throughput import (
+    Budget,
+    Curve,
+    LossPoint,
+    curve,
+    iso_time,
+    iso_tokens,
+    loss_points,
+)
 from hybrid_lm.errors import UserError
 from hybrid_lm.results import Bucket, Interval, Report
 from hybrid_lm.run_dir import RunDir
@@ -51,6 +59,7 @@ class RunSummary:
     bits_per_byte: float
     bits_per_byte_ci95: Interval
     buckets: tuple[Bucket, ...]
+    training_loss: tuple[LossPoint, ...]
     difference: Difference | None
     """To the first run; None for that one."""
 
@@ -145,5 +154,6 @@ def _summary(
         bits_per_byte=report.bits_per_byte,
         bits_per_byte_ci95=report.bits_per_byte_ci95,
         buckets=report.buckets,
+        training_loss=loss_points(curve),
         difference=None if base is None else difference([report], [base]),
     )

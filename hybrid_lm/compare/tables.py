@@ -44,7 +44,7 @@ def render(comparison: Comparison) -> RenderableType:
     notes = [
         f"vs {base.name}: nats per token, paired by document, ± half of the 95% interval",
         "better in: share of documents; NLL by position in nats per token",
-        *_different_devices(comparison),
+        *different_devices(comparison),
     ]
     return Group(
         Text(_headline(comparison)),
@@ -53,7 +53,7 @@ def render(comparison: Comparison) -> RenderableType:
         "",
         positions,
         "",
-        grid(["training loss after", *_names(comparison)], _budgets(comparison)),
+        grid(["training loss after", *_names(comparison)], budget_rows(comparison)),
         "",
         *(Text(note, style="dim") for note in notes),
     )
@@ -105,15 +105,15 @@ def to_markdown(comparison: Comparison) -> str:
         "",
         "Training loss in bits per byte, mean over the last tenth of the budget.",
         "",
-        *_markdown_table(["after", *_names(comparison)], _budgets(comparison)),
+        *_markdown_table(["after", *_names(comparison)], budget_rows(comparison)),
         "",
         "## Caveats",
         "",
-        *(f"- {caveat}" for caveat in (*comparison.caveats, *_different_devices(comparison))),
+        *(f"- {caveat}" for caveat in (*comparison.caveats, *different_devices(comparison))),
         "",
         "## Protocol",
         "",
-        *(f"- {line}" for line in _protocol(comparison)),
+        *(f"- {term}: {text}" for term, text in protocol(comparison)),
         "",
     ]
     return "\n".join(lines)
@@ -206,7 +206,9 @@ def _nll(run: RunSummary, i: int) -> str:
     return f"{bucket.nll:.4f}{'*' if bucket.beyond_training else ''}"
 
 
-def _budgets(comparison: Comparison) -> list[list[str]]:
+def budget_rows(comparison: Comparison) -> list[list[str]]:
+    """Training loss of every run at equal tokens, then at equal time."""
+
     def row(label: str, budget: Budget) -> list[str]:
         return [label, *(f"{bits:.4f}" for bits in budget.bits_per_byte)]
 
@@ -220,28 +222,30 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
-def _different_devices(comparison: Comparison) -> list[str]:
+def different_devices(comparison: Comparison) -> list[str]:
+    """A caveat where the runs are of different devices."""
     devices = sorted({run.device for run in comparison.runs})
     if len(devices) == 1:
         return []
     return [f"The runs were evaluated on different devices: {', '.join(devices)}; so times differ."]
 
 
-def _protocol(comparison: Comparison) -> list[str]:
+def protocol(comparison: Comparison) -> list[tuple[str, str]]:
+    """(what, how) of the comparison."""
     corpus = comparison.corpus
-    lines = [
-        f"Corpus: `{corpus['source']}`, tokens of the split {corpus['split_sha256'][:16]}; "
-        f"tokenizer: {corpus['tokenizer']}, {corpus['tokenizer_sha256'][:16]}.",
-        f"Intervals: 95%, {comparison.interval_method} over documents"
-        + (
-            f", {comparison.resamples:,} resamples."
-            if "bootstrap" in comparison.interval_method
-            else "."
+    intervals = f"95%, {comparison.interval_method} over documents"
+    if "bootstrap" in comparison.interval_method:
+        intervals += f", {comparison.resamples:,} resamples"
+    return [
+        ("Corpus", f"{corpus['source']}, tokens of the split {corpus['split_sha256'][:16]}"),
+        ("Tokenizer", f"{corpus['tokenizer']}, {corpus['tokenizer_sha256'][:16]}"),
+        ("Intervals", intervals),
+        *(
+            (
+                run.name,
+                f"{run.path}, step {run.step:,}, seed {run.seed}, rows of {length:,} tokens in "
+                f"training; {run.device}",
+            )
+            for run, length in zip(comparison.runs, comparison.training_lengths, strict=True)
         ),
     ]
-    lines += [
-        f"{run.name}: `{run.path}`, step {run.step:,}, seed {run.seed}, rows of {length:,} tokens "
-        f"in training; {run.device}."
-        for run, length in zip(comparison.runs, comparison.training_lengths, strict=True)
-    ]
-    return lines

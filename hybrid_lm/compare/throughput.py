@@ -32,6 +32,16 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class LossPoint:
+    """Mean training loss over neighbouring lines of ``metrics.jsonl``, and what the last of them
+    had spent."""
+
+    tokens: int
+    seconds: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
 class Budget:
     """The runs at an equal budget."""
 
@@ -54,6 +64,19 @@ def curve(run_dir: RunDir, *, until: int) -> Curve:
         bits_per_byte=np.array([row.loss for row in rows]) / math.log(2) * text_tokens_per_byte,
         tokens_per_s=float(np.median([row.tokens_per_s for row in rows])),
         mfu=float(np.median([row.mfu for row in rows])),
+    )
+
+
+def loss_points(curve: Curve, most: int = 100) -> tuple[LossPoint, ...]:
+    """The curve in at most so many points."""
+    lines = np.arange(len(curve.tokens))
+    return tuple(
+        LossPoint(
+            int(curve.tokens[part[-1]]),
+            float(curve.seconds[part[-1]]),
+            float(curve.bits_per_byte[part].mean()),
+        )
+        for part in np.array_split(lines, min(most, len(lines)))
     )
 
 

@@ -119,8 +119,9 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
     return [
         *lines,
         f"Corpus `{corpus['source']}`, tokens of the split {corpus['split_sha256'][:16]}; "
-        f"tokenizer {corpus['tokenizer']}, {corpus['tokenizer_sha256'][:16]}; "
-        f"{table.resamples:,} resamples.",
+        f"tokenizer {corpus['tokenizer']}, {corpus['tokenizer_sha256'][:16]}. Intervals: 95%, of "
+        f"one seed {table.interval_method} over documents, of several a hierarchical bootstrap over "
+        f"seeds and documents; {table.resamples:,} resamples.",
         "",
     ]
 
