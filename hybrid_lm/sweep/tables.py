@@ -120,8 +120,8 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
         *lines,
         f"Corpus `{corpus['source']}`, tokens of the split {corpus['split_sha256'][:16]}; "
         f"tokenizer {corpus['tokenizer']}, {corpus['tokenizer_sha256'][:16]}. Intervals: 95%, of "
-        f"one seed {table.interval_method} over documents, of several a hierarchical bootstrap over "
-        f"seeds and documents; {table.resamples:,} resamples.",
+        f"one seed {table.interval_method} over documents, of several a hierarchical bootstrap "
+        f"over seeds and documents ({table.resamples:,} resamples).",
         "",
     ]
 
