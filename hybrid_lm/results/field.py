@@ -20,8 +20,8 @@ class Field:
     """NLL change by the width w to which this group's field, and no other's, is cut."""
 
     widths: tuple[FieldWidth, ...]
-    """From the narrowest. The widest is at most a quarter of the document: cut to half of it, a
-    group sees everything."""
+    """From the narrowest. The widest is below half of the document: cut to half of it, a group
+    sees everything."""
     effective_context: int | None
     """Smallest w that costs at most ``tolerance`` in the last octave; None: more than the widest
     here."""
