@@ -11,4 +11,5 @@ from hybrid_lm.sweep import swaps
 def sweep() -> Sweep:
     """The quickstart and one swap per group, two seeds each."""
     base = configs.load("quickstart")
-    return Sweep({"quickstart": base, **swaps(base, "linear")}, seeds=(0, 1))
+    points = {"quickstart": base, **swaps(base, "linear")}
+    return Sweep(points, seeds=(0, 1), instruments=("knockout", "shapley"))

@@ -135,6 +135,8 @@ class Sweep:
     """In place of ``train.seed`` of every point."""
     lengths: tuple[int, ...] = ()
     """Every point is evaluated at these lengths too, beside that of its config."""
+    instruments: tuple[str, ...] = ()
+    """Every evaluation has these of ``hybrid_lm.evaluate --only``, beside the table."""
 
     def __post_init__(self):
         if not self.points:

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 
 from hybrid_lm import config as configs
+from hybrid_lm import report as reports
 from hybrid_lm.errors import UserError, exit_on_user_error
 from hybrid_lm.model import ModelConfig
+from hybrid_lm.results import LEFT_TO_EVALUATE, NOT_ASKED_FOR, Instrument, NotRun
 from hybrid_lm.run_dir import RunDir
 from hybrid_lm.sweep import __main__ as command
 from hybrid_lm.sweep import schedule, swaps
+from hybrid_lm.sweep.runs import Run
 from hybrid_lm.sweep.schedule import device_slots, run_all
 from hybrid_lm.sweep.swaps import swapped_group
 from tests.handmade import LENGTH, SPANS, nats_of, report_of, write_run
@@ -194,15 +197,42 @@ def test_bad_input_is_one_line_and_exit_code_2(study, tmp_path, call, options, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_without_a_study_is_refused(call):
+def test_a_file_without_a_study_is_refused(study, tmp_path, call):
+    unknown = tmp_path / "unknown.py"
+    unknown.write_text(study.read_text().replace("seeds=", 'instruments=("knokout",), seeds='))
     for args, message in [
         ([], "no --config"),
         (["--config", "quickstart"], "no attribute 'sweep'"),
         (["--config", "quikstart"], "did you mean 'quickstart'?"),
+        (["--config", unknown], "no instrument 'knokout'"),
     ]:
         code, _, error = call(*args)
         assert code == 2
         assert message in error
+
+
+def test_what_comes_next(study, tmp_path):
+    """Training, then every length with the instruments, unless they ran or say why they cannot."""
+    config = configs.load(f"{study}:base")
+    path = tmp_path / "base-seed0"
+    run = Run("base", 0, config, path, ("--config", "x"), (LENGTH, 600), ("knockout", "shapley"))
+    assert run.next_command()[1:] == ["-m", "hybrid_lm.train", "--config", "x"]
+    nats = nats_of(0)
+    left = tuple(NotRun(name, LEFT_TO_EVALUATE) for name in ("knockout", "shapley"))
+    write_run(path, report_of(nats, not_run=left), config=config)
+    evaluate = ["-m", "hybrid_lm.evaluate", str(path), "--length", "300"]
+    assert run.next_command()[1:] == [*evaluate, "--only", "table,knockout,shapley"]
+    ran = (Instrument("knockout", "caveat", "protocol"),)
+    half = report_of(nats, instruments=ran, not_run=(NotRun("shapley", NOT_ASKED_FOR),))
+    reports.write(half, path / "report")
+    assert run.next_command()[1:] == [*evaluate, "--only", "table,knockout,shapley"]
+    whole = report_of(nats, instruments=ran, not_run=(NotRun("shapley", "more than 6 groups"),))
+    reports.write(whole, path / "report")
+    assert run.next_command()[5] == "600"
+    reports.write(whole, path / "report-length600")
+    assert run.next_command() is None
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
+    assert "hybrid_lm.train" in dataclasses.replace(run, config=longer).next_command()
 
 
 def test_runs_of_another_config_are_left_alone(study, tmp_path, call):

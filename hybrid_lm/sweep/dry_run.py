@@ -43,7 +43,7 @@ def describe(runs: Sequence[Run]) -> Group:
         )
     done = [run for run in runs if run.next_command() is None]
     left = sum(_tokens(run) * (1 - run.step() / run.config.train.steps) for run in runs)
-    lengths = sorted({n for run in runs for n in (run.config.evaluation_length, *run.lengths)})
+    lengths = sorted({n for run in runs for n in run.lengths})
     evaluated = " and ".join(f"{length:,}" for length in lengths)
     return Group(
         table,

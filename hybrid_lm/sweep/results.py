@@ -113,7 +113,7 @@ class SweepResults:
 def collect(study: Sweep, runs: Sequence[Run], errors: Mapping[str, str]) -> SweepResults:
     """The results of the runs that are done; ``errors`` by name of those that failed."""
     baseline = study.baseline or next(iter(study.points))
-    lengths = dict.fromkeys(n for run in runs for n in (run.config.evaluation_length, *run.lengths))
+    lengths = dict.fromkeys(n for run in runs for n in run.lengths)
     tables = [_table(baseline, runs, length) for length in lengths]
     return SweepResults(
         baseline=baseline,

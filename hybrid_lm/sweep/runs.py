@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid_lm import metrics, train
+from hybrid_lm import report as reports
 from hybrid_lm.config import Config, Sweep
 from hybrid_lm.errors import UserError
+from hybrid_lm.instruments import suite
+from hybrid_lm.instruments.suite import TABLE
+from hybrid_lm.results import LEFT_TO_EVALUATE, NOT_ASKED_FOR
 from hybrid_lm.run_dir import find_run
 
 
@@ -23,7 +27,9 @@ class Run:
     options: tuple[str, ...]
     """Of ``python -m hybrid_lm.train``."""
     lengths: tuple[int, ...]
-    """Evaluated after that of the config."""
+    """To evaluate at; that of the config is the first."""
+    instruments: tuple[str, ...]
+    """Of ``python -m hybrid_lm.evaluate --only``, beside the table."""
 
     @property
     def name(self) -> str:
@@ -48,10 +54,21 @@ class Run:
         if not self.has_report(self.config.evaluation_length):
             return [sys.executable, "-m", "hybrid_lm.train", *self.options]
         for length in self.lengths:
-            if not self.has_report(length):
-                evaluate = ["-m", "hybrid_lm.evaluate", str(self.directory)]
-                return [sys.executable, *evaluate, "--length", str(length)]
+            if not self.has_report(length) or not self._has_instruments(length):
+                only = ",".join((TABLE, *self.instruments))
+                options = [str(self.directory), "--length", str(length), "--only", only]
+                return [sys.executable, "-m", "hybrid_lm.evaluate", *options]
         return None
+
+    def _has_instruments(self, length: int) -> bool:
+        """Whether all have run on the report at a length, or it says why they cannot."""
+        report = reports.read(self.directory / self.report_name(length))
+        tried = {part.name for part in report.instruments} | {
+            part.name
+            for part in report.not_run
+            if part.reason not in (NOT_ASKED_FOR, LEFT_TO_EVALUATE)
+        }
+        return tried.issuperset(self.instruments)
 
     def step(self) -> int:
         """The latest step in ``metrics.jsonl``; 0 where there is none."""
@@ -84,8 +101,10 @@ def runs_of(study: Sweep, *, name: str, overrides: Sequence[str], directory: Pat
         overrides: options of ``python -m hybrid_lm.train`` for all runs.
 
     Raises:
-        UserError: for an override that a point does not know or that makes it impossible.
+        UserError: for an override that a point does not know or that makes it impossible, and an
+            instrument that there is not.
     """
+    suite.chosen(",".join((TABLE, *study.instruments)), lens=False)
     runs = []
     for seed in study.seeds:
         for point in study.points:
@@ -93,8 +112,9 @@ def runs_of(study: Sweep, *, name: str, overrides: Sequence[str], directory: Pat
             path = directory / f"{point}-seed{seed}"
             config = train.parse(list(options)).run
             options += ["--run-dir", str(path)]
-            lengths = tuple(n for n in study.lengths if n != config.evaluation_length)
-            runs.append(Run(point, seed, config, path, tuple(options), lengths))
+            lengths = tuple(dict.fromkeys((config.evaluation_length, *study.lengths)))
+            run = Run(point, seed, config, path, tuple(options), lengths, study.instruments)
+            runs.append(run)
     return runs
 
 
