@@ -117,7 +117,7 @@ class Options:
     lens: bool = False
     """Also train a tuned lens on training documents (kept in RUN_DIR/lens)."""
     output: Path | None = None
-    """Directory of report.json and report.md. None: RUN_DIR/report, with the settings that differ
+    """Directory of the report's files. None: RUN_DIR/report, with the settings that differ
     from the run's in its name."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,12 +68,31 @@ class MetricsLog:
         for name, value in grad_norms.items():
             self._board.add_scalar(f"grad_norm/{name}", value, row.step)
 
-    def write_report(self, step: int, scalars: Mapping[str, float], markdown: str) -> None:
-        """Add the numbers of a report and its tables."""
+    def write_report(
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        markdown: str,
+        images: Mapping[str, bytes],
+    ) -> None:
+        """Add the numbers of a report, its tables and its figures (PNG)."""
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         self._board.add_text("report", markdown, step)
+        for name, png in images.items():
+            self._add_png(name, png, step)
         self._board.flush()
+
+    def _add_png(self, name: str, png: bytes, step: int) -> None:
+        """As `SummaryWriter.add_image`, which takes pixels and needs Pillow to encode them."""
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore (made at run time)
+
+        # The header of a PNG: width and height stand at bytes 16 and 20.
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        assert self._board.file_writer is not None
+        self._board.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
         self._file.close()

@@ -7,8 +7,8 @@ import numpy as np
 from hybrid_lm.results import Interval
 from hybrid_lm.statistics import ci95
 
-FIRST = 128
-"""Tokens of the first octave."""
+BLOCK = 128
+"""Tokens of the first octave; every octave starts at a multiple of it."""
 
 
 class Mean(NamedTuple):
@@ -21,7 +21,7 @@ class Mean(NamedTuple):
 def octaves(length: int) -> list[tuple[int, int]]:
     """Position buckets [0, 128), [128, 256), [256, 512), ... up to ``length``, the last one cut."""
     starts = [0]
-    while (start := max(FIRST, 2 * starts[-1])) < length:
+    while (start := max(BLOCK, 2 * starts[-1])) < length:
         starts.append(start)
     return list(zip(starts, [*starts[1:], length], strict=True))
 

@@ -19,14 +19,17 @@ MAX_POSITION_COLUMNS = 4
 
 
 def write(report: Report, directory: Path) -> None:
-    """Write ``report.json`` and ``report.md``, each in one step, in place of earlier ones.
+    """Write ``report.json``, ``.md`` and ``.html``, each in one step, in place of earlier ones.
 
     Raises:
         UserError: if the directory cannot be written.
     """
+    from hybrid_lm import page
+
     texts = {
         "report.json": json.dumps(report.to_json(), indent=2) + "\n",
         "report.md": to_markdown(report),
+        "report.html": page.render(report),
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -69,6 +72,13 @@ def scalars(report: Report) -> dict[str, float]:
         for bucket in group.knockout.buckets:
             values[f"{prefix}/knockout_by_position/{bucket.start}-{bucket.end}"] = bucket.delta_nll
     return values
+
+
+def images(report: Report) -> dict[str, bytes]:
+    """The figures of the page as PNG, by name, e.g. ``figure/knockout``."""
+    from hybrid_lm import page
+
+    return page.pngs(report)
 
 
 def render(report: Report) -> RenderableType:

@@ -7,7 +7,7 @@ runs/NAME/
     metrics.jsonl     one line per `train.log_every` steps
     tensorboard/      the same, gradient norms per group, every report
     checkpoints/      one directory per kept step
-    report/           report.json and report.md of the latest evaluation
+    report/           report.json, report.md and report.html of the latest evaluation
 """
 
 import fcntl

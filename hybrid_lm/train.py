@@ -217,7 +217,8 @@ def train(options: Options, console: Console) -> None:
                     results = evaluator.run(state.params, step=step, on_progress=on_progress)
                     if metrics_log is not None:
                         tables = report.to_markdown(results)
-                        metrics_log.write_report(step, report.scalars(results), tables)
+                        figures = report.images(results)
+                        metrics_log.write_report(step, report.scalars(results), tables, figures)
                         report.write(results, run_dir.report_dir)
                         Console().print(report.render(results))
                 if stopping or step == steps:

@@ -13,6 +13,9 @@ from hybrid_lm.metrics import MetricsLog, Row
 from hybrid_lm.progress import Progress, log_to
 from hybrid_lm.throughput import Stopwatch
 
+# 3 pixels wide, 2 high: the signature and the start of the header are all that is read.
+PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 3, 2)
+
 
 class Directory:
     def __init__(self, path):
@@ -59,7 +62,9 @@ def test_tensorboard_gets_scalars_norms_and_the_report_and_forgets_later_steps(t
     directory = Directory(tmp_path)
     log = MetricsLog(directory, 7)
     log.write(row(8), {"groups/early": 0.5})
-    log.write_report(8, {"group/early/knockout_nats": 0.125}, "| the | table |")
+    log.write_report(
+        8, {"group/early/knockout_nats": 0.125}, "| the | table |", {"figure/exits": PNG}
+    )
     log.close()
     found = events(directory.tensorboard)
     starts = [e for e in found if e.session_log.status == SessionLog.START]
@@ -71,6 +76,8 @@ def test_tensorboard_gets_scalars_norms_and_the_report_and_forgets_later_steps(t
     assert values["group/early/knockout_nats"][1].simple_value == 0.125
     (text,) = [v for tag, (_, v) in values.items() if tag.startswith("report")]
     assert text.tensor.string_val[0] == b"| the | table |"
+    image = values["figure/exits"][1].image
+    assert (image.width, image.height, image.encoded_image_string) == (3, 2, PNG)
 
 
 def test_pauses_do_not_count_as_training(monkeypatch):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hybrid_lm import sharding
+from hybrid_lm import declared, sharding
 from hybrid_lm.block import Absence
 from hybrid_lm.config import Config
 from hybrid_lm.errors import UserError
@@ -50,6 +50,7 @@ class Bench:
     Attributes:
         layers: group of every layer of the stack and its place [repeat, unit] there.
         costs: of every group on such a document.
+        mixers: what those of the pattern declare.
     """
 
     def __init__(self, model: Model, config: Config, mesh: Mesh, documents: Documents):
@@ -64,6 +65,7 @@ class Bench:
         self.dtype = jnp.dtype(config.train.dtype)
         length = documents.length
         self.costs = [model.group_cost(group, length, self.dtype) for group in self.groups]
+        self.mixers = declared.mixers(model, length, self.dtype)
         self.flops_per_token = model.flops_per_token(length, self.dtype)
         whole = NamedSharding(mesh, PartitionSpec())
         self.embed = jax.jit(self._embed)

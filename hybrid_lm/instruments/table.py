@@ -105,6 +105,7 @@ def report(session: Session, corpus: Corpus, arrays: Arrays) -> Report:
         document_names=documents.names,
         document_nats=tuple(map(tuple, nats.tolist())),
         document_bytes=tuple(bytes_d.tolist()),
+        mixers=bench.mixers,
         seeds={"training": config.train.seed, "resampling": 0},
         versions={name: metadata.version(name) for name in _LIBRARIES},
         entry_nll=float(arrays["exits"][0].sum() / tokens),

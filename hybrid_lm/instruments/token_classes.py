@@ -56,8 +56,7 @@ class TokenClassesInstrument:
         n = self.ngram(subject)
         starts = (0, *_EDGES)
         repeats = {
-            name: f"ends an n-gram of {n} tokens last seen {start:,} tokens before or more"
-            + (f", less than {end:,}" if end else "")
+            name: f"ends an n-gram of {n} tokens last seen {_distance(start, end)} tokens before"
             for name, start, end in zip(_REPEATS, starts, (*_EDGES, None), strict=True)
         }
         return repeats | {
@@ -114,6 +113,12 @@ class TokenClassesInstrument:
             f"n-grams of {self.ngram(subject)} tokens within a document; frequencies of the first "
             f"{_COUNTED:,} training tokens; groups are skipped."
         )
+
+
+def _distance(start: int, end: int | None) -> str:
+    if end is None:
+        return f"{start:,} or more"
+    return f"{start:,} to {end - 1:,}" if start else f"less than {end:,}"
 
 
 def repeat_distance(targets_L: np.ndarray, n: int) -> np.ndarray:

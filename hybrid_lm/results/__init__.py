@@ -8,6 +8,7 @@ from hybrid_lm.results.control import Control
 from hybrid_lm.results.field import Field, FieldWidth
 from hybrid_lm.results.group import GroupReport, Knockout
 from hybrid_lm.results.lens import Lens
+from hybrid_lm.results.mixers import MixerReport
 from hybrid_lm.results.report import (
     LEFT_TO_EVALUATE,
     NOT_ASKED_FOR,
@@ -34,6 +35,7 @@ __all__ = [
     "Knockout",
     "KnockoutBucket",
     "Lens",
+    "MixerReport",
     "NotRun",
     "Report",
     "Scoring",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from hybrid_lm.results.group import GroupReport
+from hybrid_lm.results.mixers import MixerReport
 from hybrid_lm.results.scoring import Scoring
 from hybrid_lm.results.shapley import ShapleyTotal
 from hybrid_lm.results.spans import Bucket, Interval
@@ -100,6 +101,8 @@ class Report:
     """UTF-8 bytes of the scored tokens of each document."""
     seeds: dict[str, int] = dataclasses.field(default_factory=dict)
     """``training`` (parameters and data order), ``resampling``, ``control`` (draws of layers)."""
+    mixers: tuple[MixerReport, ...] = ()
+    """Of the pattern, in its order."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of hybrid_lm and the libraries whose numbers these are."""
     entry_nll: float | None = None

@@ -1,0 +1,92 @@
+"""``report.html``: the report as one file that opens from disk, without a network.
+
+Charts are Vega-Lite, written with Altair. Of the libraries that draw in a file of their own, its
+script is the smallest (0.9 MB; Bokeh's is 1.1 MB, Plotly's 4.5 MB), its charts are SVG, so that
+type stays sharp on paper and colours follow the page's style sheet into dark mode, and the same
+specification becomes an image without a browser (TensorBoard's).
+
+All of this is imported only where a page is made.
+"""
+
+from hybrid_lm.page import (
+    exits,
+    field,
+    frame,
+    images,
+    knockout,
+    mixers,
+    positions,
+    protocol,
+    scoring,
+    shapley,
+    token_classes,
+)
+from hybrid_lm.page.figure import Figure, Table
+from hybrid_lm.report import _bytes, _change, _perplexity, _position, _range, _si
+from hybrid_lm.results import Report
+
+_FIGURES = (positions, knockout, field, exits, shapley, token_classes, scoring)
+
+
+def figures(report: Report) -> list[Figure]:
+    """Of what has run."""
+    found = [module.figure(report) for module in _FIGURES]
+    return [figure for figure in found if figure is not None]
+
+
+def pngs(report: Report) -> dict[str, bytes]:
+    """One image per figure, by name, e.g. ``figure/knockout``."""
+    return {f"figure/{figure.name}": images.png(figure) for figure in figures(report)}
+
+
+def render(report: Report) -> str:
+    """The page of a report, HTML."""
+    return frame.document(
+        f"Evaluation at step {report.step:,}",
+        figures(report),
+        pattern="; ".join(f"{group.name}: {group.pattern}" for group in report.groups),
+        headlines=_headlines(report),
+        groups=_groups(report),
+        groups_note=_GROUPS_NOTE,
+        board=mixers.board(report),
+        board_text=mixers.TEXT,
+        laws=mixers.laws(),
+        protocol=protocol.items(report),
+        not_run=protocol.not_run(report),
+        caveats=report.caveats,
+        documents=protocol.documents(report),
+    )
+
+
+_GROUPS_NOTE = (
+    "Exit ppl: perplexity read off the residual stream that leaves the group. Without it: change "
+    "of the NLL in nats per token when the group's mixers are skipped, ± half of the 95% interval. "
+    "Helps in: share of documents whose NLL rises. Detectable: the smallest change that such a set "
+    "of documents shows in 4 of 5 cases."
+)
+
+
+def _headlines(report: Report) -> list[tuple[str, str, str]]:
+    """What is measured, the number, its interval."""
+    return [
+        ("perplexity", _perplexity(report.perplexity), _range(report.perplexity_ci95)),
+        ("bits per byte", f"{report.bits_per_byte:.4f}", _range(report.bits_per_byte_ci95)),
+        ("nats per token", f"{report.nll:.4f}", _range(report.nll_ci95)),
+        ("documents", f"{report.documents}", f"of the {report.split} split"),
+        ("tokens", f"{report.tokens:,}", f"{report.length:,} of each document"),
+    ]
+
+
+def _groups(report: Report) -> Table:
+    state = f"state@{_position(report.length)}"
+    header = ["group", "pattern", "layers", "params", "FLOPs/token", state, "exit ppl"]
+    header += ["without it (nats)", "helps in", "detectable"]
+    rows = [
+        [
+            *(g.name, g.pattern, str(g.layers), _si(g.params), _si(g.flops_per_token)),
+            *(_bytes(g.state_bytes), _perplexity(g.exit_perplexity), _change(g)),
+            *(f"{g.knockout.win_rate:.0%}", f"{g.knockout.minimum_detectable_effect:.4f}"),
+        ]
+        for g in report.groups
+    ]
+    return Table("Costs are those of one document of the evaluated length", header, rows, 2)

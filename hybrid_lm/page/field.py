@@ -1,0 +1,90 @@
+"""How far back each group looks: the loss when its receptive field is cut."""
+
+import altair as alt
+
+from hybrid_lm.page.axes import color, curves, drawn, tips, widths
+from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
+from hybrid_lm.page.theme import LINE
+from hybrid_lm.report import _cell, _position, _range
+from hybrid_lm.results import Field, Report
+
+_TICKS = (-1, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+
+
+def figure(report: Report) -> Figure | None:
+    """Curves over the width; None where no field was cut."""
+    fields = [(group.name, group.field) for group in report.groups if group.field]
+    if not fields:
+        return None
+    names = [group.name for group in report.groups]
+    rows = [_row(name, field, i) for name, field in fields for i in range(len(field.widths))]
+    tolerance = fields[0][1].tolerance
+    ticks = sorted({width.width for _, field in fields for width in field.widths})
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    x = widths(ticks, "width to which the group's field is cut (tokens)")
+    y = alt.Y(
+        "low:Q",
+        title="NLL change, last octave (nats per token)",
+        # Linear up to the tolerance, logarithmic beyond it.
+        scale=alt.Scale(type="symlog", constant=tolerance, nice=False),
+        axis=alt.Axis(values=[t for t in _TICKS if low <= t <= high], format="~g"),
+    )
+    hover = ["group", "cut to", "last octave", "all positions"]
+    tolerated = drawn([{"y": tolerance}]).mark_rule(strokeDash=[4, 3], color=LINE).encode(y="y:Q")
+    rings = (
+        drawn([row for row in rows if row["effective"]])
+        .mark_point(filled=False, size=230, strokeWidth=2, shape="circle")
+        .encode(x=x, y="value:Q", color=color(names), tooltip=tips(hover))
+    )
+    chart = curves(rows, names, x, y, hover, behind=[tolerated], before=[rings])
+    return Figure(
+        name="field",
+        title="Receptive field",
+        panels=[Panel("widths", "", chart)],
+        text="NLL change, in the last octave of the positions, when only this group's field is cut "
+        f"to a width w. Ringed: the effective context, the smallest w that costs at most "
+        f"{tolerance:g} nats per token there (dashed).",
+        tables=[_summary(fields), *(_table(name, field) for name, field in fields)],
+        caveats=caveats(report, "field"),
+        legend=Legend("group", names),
+    )
+
+
+def _row(name: str, field: Field, place: int) -> dict:
+    width = field.widths[place]
+    last = width.buckets[-1]
+    return {
+        "series": name,
+        "x": width.width,
+        "value": last.delta_nll,
+        "low": last.ci95[0],
+        "high": last.ci95[1],
+        "effective": width.width == field.effective_context,
+        "group": name,
+        "cut to": f"{width.width:,} tokens",
+        "last octave": _cell(last),
+        "all positions": f"{width.delta_nll:+.4f} ({_range(width.ci95, '+.4f')})",
+    }
+
+
+def _summary(fields: list[tuple[str, Field]]) -> Table:
+    rows = []
+    for name, field in fields:
+        widest = field.widths[-1].width
+        context = field.effective_context
+        rows.append([name, f"> {widest:,}" if context is None else f"{context:,}"])
+    return Table("Effective context", ["group", "tokens"], rows)
+
+
+def _table(name: str, field: Field) -> Table:
+    spans = [f"{b.start}-{b.end}" for b in field.widths[0].buckets]
+    rows = [
+        [
+            _position(width.width),
+            f"{width.delta_nll:+.4f} ({_range(width.ci95, '+.4f')})",
+            *map(_cell, width.buckets),
+        ]
+        for width in field.widths
+    ]
+    title = f"{name}: change in nats per token by position (95% interval)"
+    return Table(title, ["cut to", "all", *spans], rows)

@@ -1,0 +1,250 @@
+"""report.html: whole, self-contained, and right in a real browser, wide and narrow."""
+
+import dataclasses
+import json
+import re
+import shutil
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from hybrid_lm import page
+from hybrid_lm.octaves import octaves
+from hybrid_lm.report import to_markdown
+from hybrid_lm.results import NotRun, Report
+from tests.reports import GROUPS, KINDS, full_report
+
+FULL = full_report()
+PUBLISHED = Report.from_json(
+    json.loads(Path("experiments/results/hybrid_8k_h100_report.json").read_text(encoding="utf-8"))
+)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Files of a page with everything and of one without the instruments."""
+    directory = tmp_path_factory.mktemp("pages")
+    for name, report in {"full": FULL, "published": PUBLISHED}.items():
+        (directory / f"{name}.html").write_text(page.render(report), encoding="utf-8")
+    return directory
+
+
+def words(html):
+    """The page's text, without style, scripts and tags."""
+    html = re.sub(r"<(style|script)\b.*?</\1>", "", html, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_the_tables_have_the_numbers_of_the_markdown(pages):
+    text = words((pages / "published.html").read_text(encoding="utf-8"))
+    numbers = re.findall(r"[+-]?\d+\.\d{3,}", to_markdown(PUBLISHED))
+    assert len(numbers) > 100
+    assert not [number for number in numbers if number not in text]
+
+
+def test_every_part_that_has_run_is_there_with_its_caveat(pages):
+    text = words((pages / "full.html").read_text(encoding="utf-8"))
+    for part in FULL.instruments:
+        assert part.caveat in text
+        assert part.protocol in text
+    for name, *_ in (*GROUPS, *KINDS):
+        assert name in text
+    for start, end in octaves(FULL.length):
+        assert f"{start}-{end}" in text
+    assert "p < 0.001" in text.replace("&lt;", "<")
+    for hash_ in ("fingerprint", "split_sha256", "tokenizer_sha256"):
+        assert FULL.corpus[hash_] in text
+    assert "A &lt;b&gt;long&lt;/b&gt; name &amp; more" in text
+    for caveat in FULL.caveats:
+        assert caveat.replace("'", "&#39;") in text
+
+
+def test_what_has_not_run_is_named_and_not_drawn(pages):
+    html = (pages / "published.html").read_text(encoding="utf-8")
+    for name in ("field", "shapley", "token-classes", "scoring", "mixers"):
+        assert f'<section id="{name}"' not in html
+        assert f'<section id="{name}"' in (pages / "full.html").read_text(encoding="utf-8")
+    text = words(html)
+    for name in ("knockout", "field", "lens", "shapley", "token_classes", "scoring"):
+        assert f"{name}: not in this report" in text
+    reason = dataclasses.replace(PUBLISHED, not_run=(NotRun("shapley", "more than 6 groups"),))
+    text = words(page.render(reason))
+    assert "shapley: more than 6 groups" in text
+    assert "shapley: not in this report" not in text
+
+
+def test_images_need_no_browser():
+    images = page.pngs(PUBLISHED)
+    assert images.keys() == {"figure/positions", "figure/knockout", "figure/exits"}
+    assert all(png.startswith(b"\x89PNG") for png in images.values())
+    assert len(set(images.values())) == 3
+
+
+# ---------------------------------------------------------------------------- in a real browser
+
+WIDTHS, MODES = (400, 1400), ("light", "dark")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # In a container there is neither a sandbox for root nor much shared memory.
+        args = ["--no-sandbox", "--disable-dev-shm-usage"]
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+
+
+@pytest.fixture
+def opened(browser, pages):
+    """Opens a page and collects what goes wrong in it, and what it loads, in ``.trouble``."""
+    contexts = []
+
+    def open_page(name, width=1400, mode="light"):
+        contexts.append(browser.new_context(viewport=dict(width=width, height=900)))
+        tab = contexts[-1].new_page()
+        tab.emulate_media(color_scheme=mode)
+        tab.trouble = []
+        address = (pages / f"{name}.html").as_uri()
+        tab.on("console", lambda message: tab.trouble.append(message.text))
+        tab.on("pageerror", lambda error: tab.trouble.append(str(error)))
+        tab.on("request", lambda r: r.url == address or tab.trouble.append(r.url))
+        tab.goto(address)
+        tab.wait_for_selector("html[data-drawn]", state="attached")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+# Everything on the page reaches from its left to its right edge at most, tables that scroll aside;
+# words in a chart are inside it, large enough, and none lies on another.
+MEASURE = """() => {
+  const wide = [...document.querySelectorAll("body *")].filter((element) => {
+    if (element.closest(".scroll") !== null || element.closest("svg svg, defs")) return false;
+    const box = element.getBoundingClientRect();
+    return box.width > 0 && (box.right > innerWidth + 0.5 || box.left < -0.5);
+  });
+  const cut = [], small = [], overlapping = [];
+  for (const chart of document.querySelectorAll(".chart svg")) {
+    const frame = chart.getBoundingClientRect();
+    const words = [...chart.querySelectorAll("text")].filter(
+      (text) => text.textContent.trim() && text.getAttribute("opacity") !== "0"
+    );
+    const boxes = words.map((text) => text.getBoundingClientRect());
+    words.forEach((text, i) => {
+      const box = boxes[i];
+      if (box.left < frame.left - 1 || box.right > frame.right + 1
+          || box.top < frame.top - 1 || box.bottom > frame.bottom + 1) cut.push(text.textContent);
+      if (parseFloat(getComputedStyle(text).fontSize) < 7) small.push(text.textContent);
+      for (let j = 0; j < i; j++) {
+        const other = boxes[j];
+        if (box.left < other.right - 1 && other.left < box.right - 1
+            && box.top < other.bottom - 3 && other.top < box.bottom - 3)
+          overlapping.push([text.textContent, words[j].textContent]);
+      }
+    });
+  }
+  return {
+    page: document.documentElement.scrollWidth - innerWidth,
+    wide: wide.map((element) => element.outerHTML.slice(0, 80)),
+    cut, small, overlapping,
+    charts: document.querySelectorAll(".chart svg").length,
+  };
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["full", "published"])
+@pytest.mark.parametrize(("width", "mode"), [*product(WIDTHS, MODES)])
+def test_nothing_is_cut_overlaps_or_fails(opened, name, width, mode):
+    tab = opened(name, width, mode)
+    tab.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+    charts = {"full": 10, "published": 3}[name]
+    expected = dict(page=0, wide=[], cut=[], small=[], overlapping=[], charts=charts)
+    assert tab.evaluate(MEASURE) == expected
+    assert tab.trouble == []
+
+
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const luminance = (colour) => {
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => {
+      const share = value / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = luminance(getComputedStyle(document.body).backgroundColor);
+  const contrast = (colour) => {
+    const ink = luminance(colour);
+    return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
+  };
+  const style = (selector, name) =>
+    [...document.querySelectorAll(selector)].map((node) => contrast(getComputedStyle(node)[name]));
+  return {
+    ground,
+    words: Math.min(...style(".role-axis-label text, .role-axis-title text", "fill")),
+    page: Math.min(...style("p, h1, h2, td, th, dt, dd", "color")),
+    marks: Math.min(...style("#field .mark-line path", "stroke")),
+  };
+}"""
+
+
+@needs_browser
+def test_both_modes_and_paper_can_be_read(opened):
+    tab = opened("full", mode="light")
+    light = tab.evaluate(CONTRASTS)
+    tab.emulate_media(color_scheme="dark")
+    dark = tab.evaluate(CONTRASTS)
+    tab.emulate_media(color_scheme="dark", media="print")
+    printed = tab.evaluate(CONTRASTS)
+    assert light["ground"] == printed["ground"] == 1
+    assert dark["ground"] < 0.05
+    for seen in (light, dark, printed):
+        assert seen["words"] > 4.5
+        assert seen["page"] > 4.5
+        assert seen["marks"] > 3
+    assert tab.trouble == []
+
+
+@needs_browser
+def test_a_group_is_hidden_in_all_figures_and_shown_again(opened):
+    tab = opened("full")
+    cells = "#knockout-skip .mark-rect path"
+    lines = "#field-widths .mark-line path"
+    bars = "#shapley-values .mark-rect path"
+
+    def counts():
+        return [tab.locator(selector).count() for selector in (cells, lines, bars)]
+
+    before = counts()
+    assert before == [len(GROUPS) * len(octaves(FULL.length)), len(GROUPS), len(GROUPS)]
+    tab.locator("#knockout input[value=middle]").uncheck()
+    tab.wait_for_function(f"document.querySelectorAll('{bars}').length === {len(GROUPS) - 1}")
+    assert counts() == [count * (len(GROUPS) - 1) // len(GROUPS) for count in before]
+    assert not tab.locator("#field input[value=middle]").is_checked()
+    tab.locator("#shapley input[value=middle]").check()
+    tab.wait_for_function(f"document.querySelectorAll('{bars}').length === {len(GROUPS)}")
+    assert counts() == before
+    assert tab.trouble == []
+
+
+@needs_browser
+def test_hovering_a_mark_shows_its_numbers(opened):
+    tab = opened("full")
+    tab.locator("#knockout-skip .mark-rect path").first.hover()
+    tip = tab.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    first = FULL.groups[0].knockout.buckets[0]
+    for part in ("early", "0-128", f"{first.delta_nll:+.4f} nats", "< 0.001"):
+        assert part in tip.inner_text()
+    assert tab.trouble == []
