@@ -32,14 +32,14 @@ GROUPS = (
     ("deep", "mamba2*4", 1.31, 1.31, 0.0007, 100),
 )
 KINDS = (
-    ("repeated, within 256", 0.62, 0.1),
-    ("repeated, 256-1k back", 0.71, 0.25),
-    ("repeated, 1-2k back", 0.83, 0.4),
-    ("repeated, 2-4k back", 0.97, 0.6),
-    ("repeated, over 4k back", 1.12, 1.0),
+    ("repeat <256", 0.62, 0.1),
+    ("repeat 256-1k", 0.71, 0.25),
+    ("repeat 1-2k", 0.83, 0.4),
+    ("repeat 2-4k", 0.97, 0.6),
+    ("repeat >4k", 1.12, 1.0),
     ("first occurrence", 2.06, 0.05),
-    ("frequent", 1.02, 0.1),
-    ("rare", 3.31, 0.3),
+    ("frequent token", 1.02, 0.1),
+    ("rare token", 3.31, 0.3),
     ("closing delimiter", 0.44, 0.7),
 )
 

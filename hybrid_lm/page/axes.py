@@ -9,6 +9,7 @@ from hybrid_lm.octaves import BLOCK, octaves
 from hybrid_lm.page.theme import LINE, MUTED, SERIES, SHAPES
 
 HEIGHT = 260
+_NARROW, _LETTER = 250, 6.5  # px: columns of a chart on a phone, a letter of a label
 _FIRST = BLOCK // 2  # where a logarithmic axis has position 0
 _TOKENS = (
     "datum.value >= 1024 && datum.value % 1024 == 0 ? datum.value / 1024 + 'k' : "
@@ -43,6 +44,14 @@ def shape(names: Sequence[str]) -> alt.Shape:
     """Shape by ``series``, for readers who do not tell the colours apart."""
     values = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
     return alt.Shape("series:N", title=None, scale=alt.Scale(domain=list(names), range=values))
+
+
+def labelled(names: Sequence[str], **settings: Any) -> alt.Axis:
+    """Axis along x of named columns; the names are slanted where a phone has no room for them."""
+    slanted = _LETTER * max(map(len, names)) > _NARROW / len(names)
+    return alt.Axis(
+        labelAngle=-55 if slanted else 0, labelLimit=110, domain=False, ticks=False, **settings
+    )
 
 
 def middle(start: int, end: int) -> float:

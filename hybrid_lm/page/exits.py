@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import altair as alt
 
-from hybrid_lm.page.axes import color, drawn, layered, shape, tips
+from hybrid_lm.page.axes import color, drawn, labelled, layered, shape, tips
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
 from hybrid_lm.report import _perplexity
 from hybrid_lm.results import Report
@@ -45,7 +45,7 @@ def figure(report: Report) -> Figure:
         "place:N",
         title="residual stream after",
         scale=alt.Scale(domain=places, padding=0),
-        axis=alt.Axis(labelAngle=0, ticks=False, labelLimit=110),
+        axis=labelled(places),
     )
     # Room for the numbers above and below the steps.
     nlls = [row["nll"] for row in rows]

@@ -31,12 +31,11 @@ def figure(report: Report) -> Figure | None:
     )
     hover = ["group", "cut to", "last octave", "all positions"]
     tolerated = drawn([{"y": tolerance}]).mark_rule(strokeDash=[4, 3], color=LINE).encode(y="y:Q")
-    rings = (
-        drawn([row for row in rows if row["effective"]])
-        .mark_point(filled=False, size=230, strokeWidth=2, shape="circle")
-        .encode(x=x, y="value:Q", color=color(names), tooltip=tips(hover))
-    )
-    chart = curves(rows, names, x, y, hover, behind=[tolerated], before=[rings])
+    rings = []
+    if effective := [row for row in rows if row["effective"]]:
+        ring = drawn(effective).mark_point(filled=False, size=230, strokeWidth=2, shape="circle")
+        rings = [ring.encode(x=x, y="value:Q", color=color(names), tooltip=tips(hover))]
+    chart = curves(rows, names, x, y, hover, behind=[tolerated], before=rings)
     return Figure(
         name="field",
         title="Receptive field",

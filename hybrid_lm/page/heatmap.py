@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import altair as alt
 
-from hybrid_lm.page.axes import drawn, layered, tips
+from hybrid_lm.page.axes import drawn, labelled, layered, tips
 from hybrid_lm.page.theme import BETTER, GROUND, INK, LINE, WORSE
 from hybrid_lm.report import _range
 from hybrid_lm.results import Interval
@@ -58,7 +58,7 @@ def heatmap(
         "column:N",
         title=title,
         scale=alt.Scale(domain=list(columns), paddingInner=0.04, paddingOuter=0.02),
-        axis=alt.Axis(labelAngle=0, domain=False, ticks=False, labelOverlap=True, orient="top"),
+        axis=labelled(columns, orient="top"),
     )
     y = alt.Y(
         "row:N",

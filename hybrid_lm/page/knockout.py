@@ -33,7 +33,7 @@ def figure(report: Report) -> Figure:
             _cells(names, found),
             rows=names,
             columns=[_position(bucket.start) for bucket in report.buckets],
-            title="from this position in the document to the next (tokens)",
+            title="start of the octave of positions (tokens)",
             largest=largest,
         )
         panels.append(Panel(name, title, chart))

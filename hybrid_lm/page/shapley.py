@@ -9,6 +9,7 @@ from hybrid_lm.report import _cell, _range
 from hybrid_lm.results import Report
 
 _ROW = 34
+_ROOM = 44  # px: of the number beside a bar
 
 
 def figure(report: Report) -> Figure | None:
@@ -39,13 +40,11 @@ def figure(report: Report) -> Figure | None:
         scale=alt.Scale(domain=names, padding=0.35),
         axis=alt.Axis(domain=False, ticks=False, labelLimit=110),
     )
-    # Room for the numbers behind the bars.
     low, high = min(0.0, *(row["low"] for row in rows)), max(row["high"] for row in rows)
-    margin = 0.16 * (high - low)
     x = alt.X(
         "value:Q",
         title="NLL saved (nats per token)",
-        scale=alt.Scale(domain=[low - margin / 4, high + margin], nice=False),
+        scale=alt.Scale(domain=[low, high], nice=False, padding=_ROOM),
         axis=alt.Axis(tickCount=5),
     )
     base = drawn(rows).encode(y=y)
