@@ -26,7 +26,7 @@ class Options:
     report: str = "report"
     """Name of the report in every run, e.g. report-length32768."""
     output: Path | None = None
-    """Directory for compare.md and compare.json. None: they are not written."""
+    """Directory for compare.md, compare.html and compare.json. None: they are not written."""
 
 
 def main() -> None:

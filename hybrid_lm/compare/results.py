@@ -77,6 +77,9 @@ class Comparison:
     interval_method: str
     resamples: int
     corpus: dict[str, Any]
+    document_indices: tuple[int, ...]
+    """Place of each document in its split."""
+    document_names: tuple[str, ...]
     iso_tokens: tuple[Budget, ...]
     """Training loss at equal tokens."""
     iso_time: tuple[Budget, ...]
@@ -117,6 +120,8 @@ def compare(paths: Sequence[Path], *, report_name: str = "report") -> Comparison
         interval_method=base.interval_method,
         resamples=base.resamples,
         corpus=base.corpus,
+        document_indices=base.document_indices,
+        document_names=base.document_names,
         iso_tokens=iso_tokens(curves),
         iso_time=iso_time(curves),
     )

@@ -20,9 +20,15 @@ DETECTABLE = (
 
 
 def write(comparison: Comparison, directory: Path) -> None:
-    """Write ``compare.json`` and ``compare.md``; raises `UserError` if they cannot be written."""
-    record = json.dumps(comparison.to_json(), indent=2) + "\n"
-    write_texts(directory, {"compare.json": record, "compare.md": to_markdown(comparison)})
+    """Write ``compare.json``, ``.md`` and ``.html``; raises `UserError` if they cannot be."""
+    from hybrid_lm.compare import page
+
+    texts = {
+        "compare.json": json.dumps(comparison.to_json(), indent=2) + "\n",
+        "compare.md": to_markdown(comparison),
+        "compare.html": page.render(comparison),
+    }
+    write_texts(directory, texts)
 
 
 def render(comparison: Comparison) -> RenderableType:

@@ -67,7 +67,7 @@ def curve(run_dir: RunDir, *, until: int) -> Curve:
     )
 
 
-def loss_points(curve: Curve, most: int = 100) -> tuple[LossPoint, ...]:
+def loss_points(curve: Curve, most: int = 50) -> tuple[LossPoint, ...]:
     """The curve in at most so many points."""
     lines = np.arange(len(curve.tokens))
     return tuple(

@@ -46,6 +46,7 @@ def render(report: Report) -> str:
         figures(report),
         pattern="; ".join(f"{group.name}: {group.pattern}" for group in report.groups),
         headlines=_headlines(report),
+        groups_title="Layer groups",
         groups=_groups(report),
         groups_note=_GROUPS_NOTE,
         board=mixers.board(report),
