@@ -22,7 +22,7 @@ from hybrid_lm.page import (
     token_classes,
 )
 from hybrid_lm.page.figure import Figure, Table
-from hybrid_lm.report import _bytes, _change, _perplexity, _position, _range, _si
+from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
 _FIGURES = (positions, knockout, field, exits, shapley, token_classes, scoring)
@@ -70,22 +70,40 @@ _GROUPS_NOTE = (
 def _headlines(report: Report) -> list[tuple[str, str, str]]:
     """What is measured, the number, its interval."""
     return [
-        ("perplexity", _perplexity(report.perplexity), _range(report.perplexity_ci95)),
-        ("bits per byte", f"{report.bits_per_byte:.4f}", _range(report.bits_per_byte_ci95)),
-        ("nats per token", f"{report.nll:.4f}", _range(report.nll_ci95)),
+        (
+            "perplexity",
+            show.perplexity(report.perplexity),
+            show.interval(report.perplexity_ci95),
+        ),
+        (
+            "bits per byte",
+            f"{report.bits_per_byte:.4f}",
+            show.interval(report.bits_per_byte_ci95),
+        ),
+        ("nats per token", f"{report.nll:.4f}", show.interval(report.nll_ci95)),
         ("documents", f"{report.documents}", f"of the {report.split} split"),
         ("tokens", f"{report.tokens:,}", f"{report.length:,} of each document"),
     ]
 
 
 def _groups(report: Report) -> Table:
-    state = f"state@{_position(report.length)}"
+    state = f"state@{show.position(report.length)}"
     header = ["group", "pattern", "layers", "params", "FLOPs/token", state, "exit ppl"]
     header += ["without it (nats)", "helps in", "detectable"]
     rows = [
         [
-            *(g.name, g.pattern, str(g.layers), _si(g.params), _si(g.flops_per_token)),
-            *(_bytes(g.state_bytes), _perplexity(g.exit_perplexity), _change(g)),
+            *(
+                g.name,
+                g.pattern,
+                str(g.layers),
+                show.count(g.params),
+                show.count(g.flops_per_token),
+            ),
+            *(
+                show.memory(g.state_bytes),
+                show.perplexity(g.exit_perplexity),
+                show.change(g.knockout),
+            ),
             *(f"{g.knockout.win_rate:.0%}", f"{g.knockout.minimum_detectable_effect:.4f}"),
         ]
         for g in report.groups

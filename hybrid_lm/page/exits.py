@@ -7,7 +7,7 @@ import altair as alt
 
 from hybrid_lm.page.axes import color, drawn, labelled, layered, shape, tips
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
-from hybrid_lm.report import _perplexity
+from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
 _LOGIT, _TUNED, _ENTRY = "logit lens", "tuned lens", "embedding"
@@ -29,11 +29,11 @@ def figure(report: Report) -> Figure:
             "place": place,
             "nll": nll,
             "before": steps[i - 1][1] if i else None,
-            "number": _perplexity(math.exp(nll)),
+            "number": show.perplexity(math.exp(nll)),
             "lens": lens,
             "after": place,
             "NLL": f"{nll:.4f}",
-            "perplexity": _perplexity(math.exp(nll)),
+            "perplexity": show.perplexity(math.exp(nll)),
             "gain": f"{steps[i - 1][1] - nll:+.4f} nats" if i else "–",
         }
         for lens, steps in stairs.items()
@@ -101,7 +101,7 @@ def _table(stairs: _Stairs) -> Table:
     for lens, steps in stairs.items():
         gains = ["–", *(f"{before - after:+.4f}" for (_, before), (_, after) in pairwise(steps))]
         for (place, nll), gain in zip(steps, gains, strict=True):
-            rows.append([lens, place, f"{nll:.4f}", _perplexity(math.exp(nll)), gain])
+            rows.append([lens, place, f"{nll:.4f}", show.perplexity(math.exp(nll)), gain])
     header = ["lens", "after", "NLL", "perplexity", "gain (nats)"]
     return Table("NLL in nats per token", header, rows, text_columns=2)
 

@@ -5,7 +5,7 @@ import altair as alt
 from hybrid_lm.page.axes import color, curves, drawn, tips, widths
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
 from hybrid_lm.page.theme import LINE
-from hybrid_lm.report import _cell, _position, _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Field, Report
 
 _TICKS = (-1, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -61,8 +61,8 @@ def _row(name: str, field: Field, place: int) -> dict:
         "effective": width.width == field.effective_context,
         "group": name,
         "cut to": f"{width.width:,} tokens",
-        "last octave": _cell(last),
-        "all positions": f"{width.delta_nll:+.4f} ({_range(width.ci95, '+.4f')})",
+        "last octave": show.cell(last),
+        "all positions": f"{width.delta_nll:+.4f} ({show.interval(width.ci95, '+.4f')})",
     }
 
 
@@ -79,9 +79,9 @@ def _table(name: str, field: Field) -> Table:
     spans = [f"{b.start}-{b.end}" for b in field.widths[0].buckets]
     rows = [
         [
-            _position(width.width),
-            f"{width.delta_nll:+.4f} ({_range(width.ci95, '+.4f')})",
-            *map(_cell, width.buckets),
+            show.position(width.width),
+            f"{width.delta_nll:+.4f} ({show.interval(width.ci95, '+.4f')})",
+            *map(show.cell, width.buckets),
         ]
         for width in field.widths
     ]

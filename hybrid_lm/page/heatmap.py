@@ -7,7 +7,7 @@ import altair as alt
 
 from hybrid_lm.page.axes import drawn, labelled, layered, tips
 from hybrid_lm.page.theme import BETTER, GROUND, INK, LINE, WORSE
-from hybrid_lm.report import _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Interval
 
 _ROW = 34
@@ -49,7 +49,7 @@ def heatmap(
             "uncertain": cell.ci95[0] <= 0 <= cell.ci95[1],
             "number": f"{cell.delta:+.3f}",
             "change": f"{cell.delta:+.4f} nats",
-            "95% interval": _range(cell.ci95, "+.4f"),
+            "95% interval": show.interval(cell.ci95, "+.4f"),
             **cell.names,
         }
         for cell in cells

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
 from hybrid_lm.page.heatmap import TEXT, Cell, heatmap
-from hybrid_lm.report import _cell, _position, _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Control, Knockout, Report
 
 _CAVEAT = (
@@ -32,7 +32,7 @@ def figure(report: Report) -> Figure:
         chart = heatmap(
             _cells(names, found),
             rows=names,
-            columns=[_position(bucket.start) for bucket in report.buckets],
+            columns=[show.position(bucket.start) for bucket in report.buckets],
             title="start of the octave of positions (tokens)",
             largest=largest,
         )
@@ -57,7 +57,7 @@ def _cells(names: Sequence[str], found: _Found) -> list[Cell]:
         Cell(
             series=group,
             row=group,
-            column=_position(bucket.start),
+            column=show.position(bucket.start),
             delta=bucket.delta_nll,
             ci95=bucket.ci95,
             names={"group": group, "position": f"{bucket.start}-{bucket.end}"}
@@ -71,12 +71,17 @@ def _cells(names: Sequence[str], found: _Found) -> list[Cell]:
 
 def _table(title: str, report: Report, names: Sequence[str], found: _Found) -> Table:
     known = [(name, part) for name, part in zip(names, found, strict=True) if part is not None]
-    rows = [["all", *(f"{part.delta_nll:+.4f} ({_range(part.ci95, '+.4f')})" for _, part in known)]]
+    rows = [
+        [
+            "all",
+            *(f"{part.delta_nll:+.4f} ({show.interval(part.ci95, '+.4f')})" for _, part in known),
+        ]
+    ]
     for i, bucket in enumerate(report.buckets):
         cells = []
         for _, part in known:
             p = _p(part, i)
-            cells.append(_cell(part.buckets[i]) + (f", p {p}" if p else ""))
+            cells.append(show.cell(part.buckets[i]) + (f", p {p}" if p else ""))
         rows.append([f"{bucket.start}-{bucket.end}", *cells])
     header = ["position", *(f"without {name}" for name, _ in known)]
     return Table(f"{title}: change in nats per token (95% interval)", header, rows)

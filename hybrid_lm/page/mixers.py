@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from hybrid_lm.page.figure import Table
-from hybrid_lm.report import _bytes, _position, _si
+from hybrid_lm.report import show
 from hybrid_lm.results import MixerReport, Report
 
 
@@ -34,7 +34,7 @@ def board(report: Report) -> Table | None:
     """One row per mixer of the pattern; None for a report that does not name them."""
     if not report.mixers:
         return None
-    state = f"state@{_position(report.length)}"
+    state = f"state@{show.position(report.length)}"
     header = ["mixer", "what it is", "settings", "packed documents", "time and state per token"]
     header += ["layers", "FLOPs/token", state]
     return Table(
@@ -53,7 +53,7 @@ def _row(mixer: MixerReport) -> list[str]:
         ", ".join(f"{name} {value}" for name, value in mixer.settings.items()) or "defaults",
         "kept apart" if mixer.packable else "rows are not packed",
         "bounded" if mixer.subquadratic else "grow with the position",
-        *(str(mixer.layers), _si(mixer.flops_per_token), _bytes(mixer.state_bytes)),
+        *(str(mixer.layers), show.count(mixer.flops_per_token), show.memory(mixer.state_bytes)),
     ]
 
 

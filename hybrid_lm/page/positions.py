@@ -4,7 +4,7 @@ import altair as alt
 
 from hybrid_lm.page.axes import beyond_training, curves, middle, positions
 from hybrid_lm.page.figure import Figure, Panel, Table
-from hybrid_lm.report import _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
 _CAVEAT = (
@@ -16,7 +16,11 @@ _CAVEAT = (
 def figure(report: Report) -> Figure:
     """One curve with a band: mean over documents, 95% interval."""
     cells = [
-        (f"{b.start}-{b.end}{'*' if b.beyond_training else ''}", f"{b.nll:.4f}", _range(b.ci95))
+        (
+            f"{b.start}-{b.end}{'*' if b.beyond_training else ''}",
+            f"{b.nll:.4f}",
+            show.interval(b.ci95),
+        )
         for b in report.buckets
     ]
     rows = [

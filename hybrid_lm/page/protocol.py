@@ -1,7 +1,7 @@
 """How the numbers came about: everything needed to get them again, and what was not measured."""
 
 from hybrid_lm.page.figure import Table
-from hybrid_lm.report import _bytes, _si
+from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
 
@@ -27,9 +27,9 @@ def items(report: Report) -> list[tuple[str, str]]:
         ("Correction of p values", report.correction or "none"),
         (
             "Model",
-            f"step {report.step:,}; {_si(report.params)} parameters, "
-            f"{_si(report.flops_per_token)} forward FLOPs per token, {_bytes(report.state_bytes)} "
-            f"of state; {report.dtype} activations",
+            f"step {report.step:,}; {show.count(report.params)} parameters, "
+            f"{show.count(report.flops_per_token)} forward FLOPs per token, "
+            f"{show.memory(report.state_bytes)} of state; {report.dtype} activations",
         ),
         ("Corpus", corpus["source"]),
         ("Hash of its files", corpus["fingerprint"]),

@@ -4,7 +4,7 @@ import altair as alt
 
 from hybrid_lm.page.axes import beyond_training, curves, middle, positions
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
-from hybrid_lm.report import _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Report, Scoring
 
 
@@ -25,7 +25,7 @@ def figure(report: Report) -> Figure | None:
             "mode": mode,
             "position": f"{bucket.start}-{bucket.end}",
             "NLL": f"{bucket.nll:.4f}",
-            "95% interval": _range(bucket.ci95),
+            "95% interval": show.interval(bucket.ci95),
         }
         for mode, scoring in longest.items()
         for bucket in scoring.buckets
@@ -54,9 +54,9 @@ def _table(report: Report) -> Table:
     rows = [
         [
             *(s.mode, f"{s.length:,}", f"{s.window:,}" if s.window else "–", f"{s.documents}"),
-            f"{s.nll:.4f} ({_range(s.ci95)})",
-            f"{s.delta_nll:+.4f} ({_range(s.delta_ci95, '+.4f')})",
-            f"{s.bits_per_byte:.4f} ({_range(s.bits_per_byte_ci95)})",
+            f"{s.nll:.4f} ({show.interval(s.ci95)})",
+            f"{s.delta_nll:+.4f} ({show.interval(s.delta_ci95, '+.4f')})",
+            f"{s.bits_per_byte:.4f} ({show.interval(s.bits_per_byte_ci95)})",
         ]
         for s in report.scoring
     ]

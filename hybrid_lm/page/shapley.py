@@ -5,7 +5,7 @@ import altair as alt
 from hybrid_lm.page.axes import color, drawn, layered, tips
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
 from hybrid_lm.page.theme import INK, LINE
-from hybrid_lm.report import _cell, _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
 _ROW = 34
@@ -29,7 +29,7 @@ def figure(report: Report) -> Figure | None:
             "number": f"{shapley.value:+.3f}",
             "group": name,
             "Shapley value": f"{shapley.value:+.4f} nats",
-            "95% interval": _range(shapley.ci95, "+.4f"),
+            "95% interval": show.interval(shapley.ci95, "+.4f"),
             "share": f"{shapley.value / total.total:.1%}",
         }
         for name, shapley in values
@@ -59,8 +59,8 @@ def figure(report: Report) -> Figure | None:
         title="Shapley values",
         panels=[Panel("values", "", chart)],
         text=f"With all groups absent the NLL is {total.absent_nll:.4f}; together they save "
-        f"{total.total:.4f} nats per token ({_range(total.ci95, '.4f')}), the sum of the bars. "
-        "Lines: 95% intervals.",
+        f"{total.total:.4f} nats per token ({show.interval(total.ci95, '.4f')}), the sum of the "
+        "bars. Lines: 95% intervals.",
         tables=[
             Table(
                 "NLL saved in nats per token",
@@ -74,7 +74,7 @@ def figure(report: Report) -> Figure | None:
                 "By position (95% interval)",
                 ["position", *(name for name, _ in values)],
                 [
-                    [f"{row[0].start}-{row[0].end}", *map(_cell, row)]
+                    [f"{row[0].start}-{row[0].end}", *map(show.cell, row)]
                     for row in zip(*(shapley.buckets for _, shapley in values), strict=True)
                 ],
             ),

@@ -6,7 +6,7 @@ from hybrid_lm.page.axes import drawn, layered, tips
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table, caveats
 from hybrid_lm.page.heatmap import TEXT, Cell, heatmap
 from hybrid_lm.page.theme import INK
-from hybrid_lm.report import _range
+from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
 _ROW = 26
@@ -46,7 +46,7 @@ def figure(report: Report) -> Figure | None:
             "high": kind.ci95[1],
             "definition": kind.definition,
             "NLL": f"{kind.nll:.4f}",
-            "95% interval": _range(kind.ci95),
+            "95% interval": show.interval(kind.ci95),
             "tokens": f"{kind.tokens:,}",
             "documents": f"{kind.documents}",
         }
@@ -84,8 +84,8 @@ def figure(report: Report) -> Figure | None:
                 + [f"without {name}" for name in names],
                 [
                     [kind.name, kind.definition, f"{kind.tokens:,}", f"{kind.documents}"]
-                    + [f"{kind.nll:.4f} ({_range(kind.ci95)})"]
-                    + [f"{g.delta_nll:+.4f} ({_range(g.ci95, '+.4f')})" for g in kind.groups]
+                    + [f"{kind.nll:.4f} ({show.interval(kind.ci95)})"]
+                    + [f"{g.delta_nll:+.4f} ({show.interval(g.ci95, '+.4f')})" for g in kind.groups]
                     for kind in classes
                 ],
                 text_columns=2,

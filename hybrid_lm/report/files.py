@@ -1,0 +1,48 @@
+"""The report's files: written in one step each, and read again."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from hybrid_lm.errors import UserError
+from hybrid_lm.report.markdown import to_markdown
+from hybrid_lm.results import Report
+
+
+def write(report: Report, directory: Path) -> None:
+    """Write ``report.json``, ``.md`` and ``.html``, each in one step, in place of earlier ones.
+
+    Raises:
+        UserError: if the directory cannot be written.
+    """
+    from hybrid_lm import page
+
+    texts = {
+        "report.json": json.dumps(report.to_json(), indent=2) + "\n",
+        "report.md": to_markdown(report),
+        "report.html": page.render(report),
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # In the same file system as the report, so that the replacement is one step.
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as work:
+            for name, text in texts.items():
+                Path(work, name).write_text(text, encoding="utf-8")
+            for name in texts:
+                os.replace(Path(work, name), directory / name)
+    except OSError as error:
+        raise UserError(f"the report cannot be written: {error}") from error
+
+
+def read(directory: Path) -> Report:
+    """The report that `write` left in a directory.
+
+    Raises:
+        UserError: if there is none, or of another version.
+    """
+    path = directory / "report.json"
+    try:
+        return Report.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no report of this version: {error!r}") from error
