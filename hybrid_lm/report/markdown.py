@@ -1,7 +1,13 @@
 """The whole report as Markdown."""
 
+from collections.abc import Mapping
+
 from hybrid_lm.report import show
-from hybrid_lm.results import Report
+from hybrid_lm.report.columns import markdown_of, markdown_table
+from hybrid_lm.report.sections import Section, sections
+from hybrid_lm.results import Knockout, Report
+
+_LEVEL = 0.05
 
 
 def to_markdown(report: Report) -> str:
@@ -45,7 +51,7 @@ def to_markdown(report: Report) -> str:
     knockouts = markdown_table(
         ["position", *(f"without {g.name}" for g in report.groups)],
         [
-            [position, *(show.cell(g.knockout.buckets[i]) for g in report.groups)]
+            [position, *(_cell(g.knockout, i) for g in report.groups)]
             for i, position in enumerate(positions)
         ],
     )
@@ -81,6 +87,8 @@ def to_markdown(report: Report) -> str:
         *knockouts,
         "",
         *beyond,
+        *([f"Bold: adjusted p < {_LEVEL}; {report.correction}.", ""] if report.correction else []),
+        *(line for section in sections(report) for line in _section(section)),
         "## Caveats",
         "",
         *(f"- {caveat}" for caveat in report.caveats),
@@ -93,6 +101,17 @@ def to_markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _cell(knockout: Knockout, i: int) -> str:
+    cell = show.cell(knockout.buckets[i])
+    is_found = knockout.adjusted_p and knockout.adjusted_p[i] < _LEVEL
+    return f"**{cell}**" if is_found else cell
+
+
+def _section(section: Section) -> list[str]:
+    caveat, protocol = section.instrument.caveat, section.instrument.protocol
+    return [f"## {section.title}", "", *markdown_of(section.columns), "", caveat, protocol, ""]
+
+
 def _protocol(report: Report) -> list[str]:
     corpus = report.corpus
     return [
@@ -103,11 +122,15 @@ def _protocol(report: Report) -> list[str]:
         f"Intervals: 95%, {report.interval_method} over documents"
         + (f", {report.resamples:,} resamples." if "bootstrap" in report.interval_method else "."),
         f"Model: {show.count(report.params)} parameters, "
-        f"{show.count(report.flops_per_token)} forward FLOPs per token, {show.memory(report.state_bytes)} of state; {report.dtype} activations.",
+        f"{show.count(report.flops_per_token)} forward FLOPs per token, "
+        f"{show.memory(report.state_bytes)} of state; {report.dtype} activations.",
         f"Corpus: `{corpus['source']}`, files {corpus['fingerprint'][:16]}, tokens of the split "
         f"{corpus['split_sha256'][:16]}.",
         f"Tokenizer: {corpus['tokenizer']}, {corpus['vocab_size']} ids, "
         f"{corpus['tokenizer_sha256'][:16]}.",
+        *([f"Seeds: {_items(report.seeds)}."] if report.seeds else []),
+        *([f"Versions: {_items(report.versions)}."] if report.versions else []),
+        *(f"Not run: {part.name}, {part.reason}." for part in report.not_run),
         f"Device: {report.device}; jax {report.jax_version}; {report.date}.",
         "Documents: "
         + "; ".join(
@@ -118,6 +141,5 @@ def _protocol(report: Report) -> list[str]:
     ]
 
 
-def markdown_table(header: list[str], rows: list[list[str]], text_columns: int = 1) -> list[str]:
-    aligned = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    return [f"| {' | '.join(row)} |" for row in [header, aligned, *rows]]
+def _items(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,6 +1,6 @@
 """The report for TensorBoard."""
 
-from hybrid_lm.results import Report
+from hybrid_lm.results import GroupReport, Report
 
 
 def scalars(report: Report) -> dict[str, float]:
@@ -18,6 +18,24 @@ def scalars(report: Report) -> dict[str, float]:
         values[f"{prefix}/knockout_nats"] = group.knockout.delta_nll
         for bucket in group.knockout.buckets:
             values[f"{prefix}/knockout_by_position/{bucket.start}-{bucket.end}"] = bucket.delta_nll
+        values |= {f"{prefix}/{name}": value for name, value in _of_instruments(group).items()}
+    for score in report.scoring:
+        values[f"eval/{score.mode}/{score.length}/bits_per_byte"] = score.bits_per_byte
+    return values
+
+
+def _of_instruments(group: GroupReport) -> dict[str, float]:
+    values: dict[str, float] = {}
+    if group.knockout_mean is not None:
+        values["mean_ablation_nats"] = group.knockout_mean.delta_nll
+    if group.control is not None:
+        values["control_nats"] = group.control.delta_nll
+    if group.shapley is not None:
+        values["shapley_nats"] = group.shapley.value
+    if group.lens is not None:
+        values["tuned_lens_perplexity"] = group.lens.exit_perplexity
+    if group.field is not None and group.field.effective_context is not None:
+        values["effective_context"] = group.field.effective_context
     return values
 
 

@@ -46,14 +46,14 @@ class _Change(Protocol):
     def ci95(self) -> Interval: ...
 
 
-def change(change: _Change) -> str:
-    """An NLL change and half of its 95% interval."""
-    return difference(change.delta_nll, change.ci95)
+def change(found: _Change | None) -> str:
+    """An NLL change and half of its 95% interval; a dash for what was not measured."""
+    return "–" if found is None else difference(found.delta_nll, found.ci95)
 
 
-def difference(delta_nll: float, ci95: Interval) -> str:
-    """An NLL change and half of its 95% interval."""
-    return f"{delta_nll:+.3f} ± {(ci95[1] - ci95[0]) / 2:.3f}"
+def difference(delta_nll: float, ci95: Interval, *, digits: int = 3) -> str:
+    """The same from its parts."""
+    return f"{delta_nll:+.{digits}f} ± {(ci95[1] - ci95[0]) / 2:.{digits}f}"
 
 
 def cell(bucket: _Change) -> str:

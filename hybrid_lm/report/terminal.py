@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hybrid_lm.report import show
+from hybrid_lm.report.columns import Column, terminal_table
+from hybrid_lm.report.sections import sections
 from hybrid_lm.results import Report
 
 
@@ -20,22 +21,6 @@ def render(report: Report) -> RenderableType:
     return _TerminalReport(report)
 
 
-class _Column(NamedTuple):
-    header: str
-    cells: list[str]
-    is_text: bool = False
-    sacrifice: int | None = None  # the lowest is the first that a narrow terminal does without
-
-    @property
-    def width(self) -> int:
-        return max(map(len, [*self.header.split("\n"), *self.cells]))
-
-    @property
-    def least_width(self) -> int:
-        """Only patterns are folded."""
-        return min(self.width, 12) if self.header == "pattern" else self.width
-
-
 @dataclass(frozen=True)
 class _TerminalReport:
     report: Report
@@ -43,23 +28,20 @@ class _TerminalReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text | Table]:
         yield from map(Text, self._headlines())
         yield Text()
-        columns = self._columns()
-        kept, gap, spare = _fit(columns, options.max_width)
-        table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
-        for column in kept:
-            table.add_column(
-                column.header,
-                justify="left" if column.is_text else "right",
-                width=min(column.width, column.least_width + spare),
-                overflow="fold",
-                vertical="top",
-            )
-        for row in zip(*(column.cells for column in kept), strict=True):
-            table.add_row(*map(Text, row))
+        table, left_out = terminal_table(self._columns(), options.max_width)
         yield table
         yield Text()
-        for note in self._notes([c.header for c in columns if c not in kept]):
-            yield Text(note, style="dim")
+        yield from (Text(note, style="dim") for note in self._notes(left_out))
+        for section in sections(self.report):
+            table, left_out = terminal_table(section.columns, options.max_width)
+            yield Text(f"\n{section.title}", style="bold")
+            yield table
+            yield Text(section.instrument.caveat, style="dim")
+            if left_out:
+                yield Text(_left_out(left_out), style="dim")
+        if self.report.not_run:
+            missing = ", ".join(f"{part.name} ({part.reason})" for part in self.report.not_run)
+            yield Text(f"\nnot run: {missing}", style="dim")
 
     def _headlines(self) -> list[str]:
         report = self.report
@@ -77,21 +59,21 @@ class _TerminalReport:
             f"nats per token by position: {by_position}",
         ]
 
-    def _columns(self) -> list[_Column]:
+    def _columns(self) -> list[Column]:
         groups = self.report.groups
         spans = show.merged(self.report.buckets)
         columns = [
-            _Column("group", [g.name for g in groups], is_text=True),
-            _Column("pattern", [g.pattern for g in groups], is_text=True, sacrifice=6),
-            _Column("layers", [str(g.layers) for g in groups], sacrifice=1),
-            _Column("params", [show.count(g.params) for g in groups], sacrifice=2),
-            _Column(
+            Column("group", [g.name for g in groups], is_text=True),
+            Column("pattern", [g.pattern for g in groups], is_text=True, sacrifice=6, folds=True),
+            Column("layers", [str(g.layers) for g in groups], sacrifice=1),
+            Column("params", [show.count(g.params) for g in groups], sacrifice=2),
+            Column(
                 f"state\n@{show.position(self.report.length)}",
                 [show.memory(g.state_bytes) for g in groups],
                 sacrifice=3,
             ),
-            _Column("exit\nppl", [show.perplexity(g.exit_perplexity) for g in groups], sacrifice=5),
-            _Column("without it\n(nats)", [show.change(g.knockout) for g in groups]),
+            Column("exit\nppl", [show.perplexity(g.exit_perplexity) for g in groups], sacrifice=5),
+            Column("without it\n(nats)", [show.change(g.knockout) for g in groups]),
         ]
         first = 0
         for merged in spans:
@@ -101,7 +83,7 @@ class _TerminalReport:
                 for g in groups
             ]
             mark = show.mark(self.report, merged)
-            columns.append(_Column(f"{show.span(merged)}{mark}", cells, sacrifice=4))
+            columns.append(Column(f"{show.span(merged)}{mark}", cells, sacrifice=4))
             first = last
         return columns
 
@@ -114,20 +96,9 @@ class _TerminalReport:
         if self.report.buckets[-1].beyond_training:
             notes.append(f"* beyond the {self.report.training_length:,} tokens of training")
         if left_out:
-            names = ", ".join(header.replace("\n", " ") for header in left_out)
-            notes.append(f"for want of width only in report.md: {names}")
+            notes.append(_left_out(left_out))
         return notes
 
 
-def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], int, int]:
-    """The columns that fit, the gap that `rich` puts after each, and the width to spare."""
-    kept = list(columns)
-    while True:
-        for gap in (2, 1):
-            spare = width - sum(column.least_width + gap for column in kept)
-            if spare >= 0:
-                return kept, gap, spare
-        expendable = [column for column in kept if column.sacrifice is not None]
-        if not expendable:
-            return kept, 1, 0
-        kept.remove(min(expendable, key=lambda column: column.sacrifice or 0))
+def _left_out(headers: list[str]) -> str:
+    return f"for want of width only in report.md: {', '.join(headers)}"

@@ -21,7 +21,7 @@ CAVEATS = (
     "Without it: the group's mixers are skipped, its residual and MLPs stay. The layers after it "
     "then see inputs they were never trained on, so the change bounds no retrained model.",
     "Intervals and differences are per cell, paired by document; they are not corrected for the "
-    "number of cells.",
+    "number of cells; adjusted p values are.",
     "Intervals cover the choice of documents, not the choice of the training seed.",
 )
 
