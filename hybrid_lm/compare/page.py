@@ -4,9 +4,14 @@ from collections.abc import Callable
 
 import altair as alt
 
-from hybrid_lm.compare.difference import Difference
 from hybrid_lm.compare.results import Comparison, RunSummary
-from hybrid_lm.compare.tables import DETECTABLE, budget_rows, change, different_devices, protocol
+from hybrid_lm.compare.tables import (
+    DETECTABLE,
+    budget_rows,
+    different_devices,
+    protocol,
+    run_columns,
+)
 from hybrid_lm.compare.throughput import LossPoint
 from hybrid_lm.page import frame
 from hybrid_lm.page.axes import (
@@ -22,7 +27,7 @@ from hybrid_lm.page.axes import (
 )
 from hybrid_lm.page.figure import Figure, Legend, Panel, Table
 from hybrid_lm.page.theme import LINE
-from hybrid_lm.report import _bytes, _range, _si
+from hybrid_lm.report import show
 from hybrid_lm.results import Bucket, KnockoutBucket
 
 _SCOPE = "run"
@@ -74,22 +79,13 @@ def _legend(comparison: Comparison) -> Legend:
 
 
 def _summary(comparison: Comparison) -> Table:
-    header = ["run", "pattern", "params", "FLOPs/token", "state", "tokens", "tokens/s", "MFU"]
-    header += ["bits per byte", "95% interval", f"vs {comparison.runs[0].name}", "better in"]
-    rows = [
-        [
-            *(run.name, run.pattern, _si(run.params), _si(run.flops_per_token)),
-            *(_bytes(run.state_bytes), _si(run.trained_tokens), f"{run.tokens_per_s:,.0f}"),
-            *(f"{run.mfu:.1%}", f"{run.bits_per_byte:.4f}", _range(run.bits_per_byte_ci95)),
-            *(("–", "–") if run.difference is None else _versus(run.difference)),
-        ]
-        for run in comparison.runs
-    ]
-    return Table("Costs are those of one document of the evaluated length", header, rows, 2)
-
-
-def _versus(difference: Difference) -> tuple[str, str]:
-    return change(difference), f"{difference.win_rate:.0%}"
+    columns = run_columns(comparison)
+    return Table(
+        "Costs are those of one document of the evaluated length",
+        [column.header for column in columns],
+        [list(row) for row in zip(*(column.cells for column in columns), strict=True)],
+        2,
+    )
 
 
 def _positions(comparison: Comparison) -> Figure:
@@ -201,7 +197,7 @@ def _throughput(comparison: Comparison) -> alt.LayerChart:
         {"series": run.name, "x": run.tokens_per_s, "value": run.bits_per_byte}
         | {"low": run.bits_per_byte_ci95[0], "high": run.bits_per_byte_ci95[1]}
         | {"tokens/s": f"{run.tokens_per_s:,.0f}", "bits per byte": f"{run.bits_per_byte:.4f}"}
-        | {"95% interval": _range(run.bits_per_byte_ci95)}
+        | {"95% interval": show.interval(run.bits_per_byte_ci95)}
         for run in comparison.runs
     ]
     x = alt.X("x:Q", title="tokens trained on per second", axis=_AXIS)
@@ -226,7 +222,7 @@ def _point(run: RunSummary, bucket: Bucket | KnockoutBucket, value: float, text:
         "high": high,
         "position": f"{bucket.start}-{bucket.end}",
         "value text": text,
-        "95% interval": _range(bucket.ci95, "+.4f" if text[0] in "+-" else "#.4g"),
+        "95% interval": show.interval(bucket.ci95, "+.4f" if text[0] in "+-" else "#.4g"),
     }
 
 

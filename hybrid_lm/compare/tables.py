@@ -1,17 +1,18 @@
-"""A comparison for the terminal and as ``compare.md`` and ``compare.json``."""
+"""A comparison for the terminal and as ``compare.md``, ``compare.json`` and ``compare.html``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from hybrid_lm.compare.difference import Difference
 from hybrid_lm.compare.results import Comparison, RunSummary
-from hybrid_lm.compare.throughput import Budget
+from hybrid_lm.compare.terminal import Page, notes
 from hybrid_lm.files import write_texts
-from hybrid_lm.report import _bytes, _markdown_table, _range, _si
+from hybrid_lm.report import show
+from hybrid_lm.report.columns import Column, markdown_of, markdown_table
 
 DETECTABLE = (
     "detectable: the smallest difference that such a set of documents and seeds shows in 4 of 5 "
@@ -33,65 +34,28 @@ def write(comparison: Comparison, directory: Path) -> None:
 
 def render(comparison: Comparison) -> RenderableType:
     """The tables for a terminal."""
-    base = comparison.runs[0]
-    runs = grid(
-        ["run", "pattern", "params", "tokens/s", "bits/byte", f"vs {base.name}", "better in"],
-        [
-            [
-                *(run.name, run.pattern, _si(run.params), f"{run.tokens_per_s:,.0f}"),
-                f"{run.bits_per_byte:.4f}",
-                *_versus(run.difference),
-            ]
-            for run in comparison.runs
-        ],
-        text_columns=2,
-    )
-    positions = grid(["position", *_names(comparison)], _positions(comparison))
-    notes = [
-        f"vs {base.name}: nats per token, paired by document, ± half of the 95% interval",
-        "better in: share of documents; NLL by position in nats per token",
+    base = comparison.runs[0].name
+    lines = notes(
+        f"vs {base}: nats per token, paired by document, ± half of the 95% interval;",
+        "  negative: better",
+        "better in: share of documents; by position: NLL in nats per token",
+        "training loss: bits per byte at equal tokens and at equal time",
         *different_devices(comparison),
-    ]
-    return Group(
-        Text(_headline(comparison)),
-        "",
-        runs,
-        "",
-        positions,
-        "",
-        grid(["training loss after", *_names(comparison)], budget_rows(comparison)),
-        "",
-        *(Text(note, style="dim") for note in notes),
     )
+    columns = [_runs(comparison), _positions(comparison), _training(comparison)]
+    return Page([Text(_headline(comparison)), Text(), *columns, *lines], "compare.md")
 
 
 def to_markdown(comparison: Comparison) -> str:
     """All tables, with intervals, caveats and protocol."""
     base, *others = comparison.runs
-    runs = _markdown_table(
-        [
-            *("run", "pattern", "params", "FLOPs/token", "state", "tokens", "training", "tokens/s"),
-            *("MFU", "bits per byte", "95% interval"),
-        ],
-        [
-            [
-                *(run.name, f"`{run.pattern}`", _si(run.params), _si(run.flops_per_token)),
-                *(_bytes(run.state_bytes), f"{run.trained_tokens:,}"),
-                *(_seconds(run.train_seconds), f"{run.tokens_per_s:,.0f}", f"{run.mfu:.1%}"),
-                f"{run.bits_per_byte:.4f}",
-                _range(run.bits_per_byte_ci95),
-            ]
-            for run in comparison.runs
-        ],
-        text_columns=2,
-    )
     differences = [(run.name, run.difference) for run in others if run.difference is not None]
     lines = [
         "# Comparison of runs",
         "",
         _headline(comparison) + ".",
         "",
-        *runs,
+        *markdown_of(run_columns(comparison)),
         "",
         f"## Differences to {base.name}",
         "",
@@ -103,7 +67,7 @@ def to_markdown(comparison: Comparison) -> str:
         "",
         "## By position",
         "",
-        *_markdown_table(["position", *_names(comparison)], _positions(comparison)),
+        *markdown_of(_all_positions(comparison)),
         "",
         *position_table(f"minus {base.name}", differences),
         "",
@@ -111,7 +75,7 @@ def to_markdown(comparison: Comparison) -> str:
         "",
         "Training loss in bits per byte, mean over the last tenth of the budget.",
         "",
-        *_markdown_table(["after", *_names(comparison)], budget_rows(comparison)),
+        *markdown_table(["after", *_names(comparison)], budget_rows(comparison)),
         "",
         "## Caveats",
         "",
@@ -125,107 +89,61 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def grid(header: list[str], rows: list[list[str]], *, text_columns: int = 1) -> Table:
-    """A table without lines; text columns are folded where the terminal is narrow."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for i, name in enumerate(header):
-        is_text = i < text_columns
-        table.add_column(
-            Text(name),
-            justify="left" if is_text else "right",
-            overflow="fold",
-            no_wrap=not is_text,
-            min_width=max(len(row[i]) for row in rows) if i != 1 or not is_text else 12,
-        )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+def change(difference: Difference | None) -> str:
+    """The difference and half of its interval; a dash where there is none."""
+    if difference is None:
+        return "–"
+    return show.difference(difference.delta_nll, difference.ci95, digits=4)
 
 
-def change(difference: Difference) -> str:
-    """The difference and half of its interval."""
-    low, high = difference.ci95
-    return f"{difference.delta_nll:+.4f} ± {(high - low) / 2:.4f}"
+def run_columns(comparison: Comparison) -> list[Column]:
+    """One row per run, with all that it cost."""
+    runs = comparison.runs
+    return [
+        Column("run", [run.name for run in runs], is_text=True),
+        Column("pattern", [run.pattern for run in runs], is_text=True),
+        Column("params", [show.count(run.params) for run in runs]),
+        Column("FLOPs/token", [show.count(run.flops_per_token) for run in runs]),
+        Column("state", [show.memory(run.state_bytes) for run in runs]),
+        Column("tokens", [show.count(run.trained_tokens) for run in runs]),
+        Column("training", [_seconds(run.train_seconds) for run in runs]),
+        Column("tokens/s", [f"{run.tokens_per_s:,.0f}" for run in runs]),
+        Column("MFU", [f"{run.mfu:.1%}" for run in runs]),
+        Column("bits per byte", [f"{run.bits_per_byte:.4f}" for run in runs]),
+        Column("95% interval", [show.interval(run.bits_per_byte_ci95) for run in runs]),
+        *_versus(comparison),
+    ]
 
 
-def difference_table(what: str, differences: list[tuple[str, Difference]]) -> list[str]:
+def difference_table(what: str, differences: Sequence[tuple[str, Difference]]) -> list[str]:
     """Markdown: one row per difference."""
-    return _markdown_table(
+    return markdown_table(
         [what, "difference", "95% interval", "better in", "detectable", "documents", "seeds"],
         [
             [
-                *(name, f"{d.delta_nll:+.4f}", _range(d.ci95, "+.4f"), f"{d.win_rate:.0%}"),
-                *(f"{d.minimum_detectable_effect:.4f}", str(d.documents), str(d.seeds)),
+                *(name, f"{d.delta_nll:+.4f}", show.interval(d.ci95, "+.4f")),
+                *(f"{d.win_rate:.0%}", f"{d.minimum_detectable_effect:.4f}"),
+                *(str(d.documents), str(d.seeds)),
             ]
             for name, d in differences
         ],
     )
 
 
-def position_table(what: str, differences: list[tuple[str, Difference]]) -> list[str]:
+def position_table(what: str, differences: Sequence[tuple[str, Difference]]) -> list[str]:
     """Markdown: one row per octave, one column per difference."""
-    spans = [(bucket.start, bucket.end) for bucket in differences[0][1].buckets]
-    return _markdown_table(
-        [what, *(name for name, _ in differences)],
-        [
-            [
-                f"{start}-{end}",
-                *(
-                    f"{d.buckets[i].delta_nll:+.4f} ({_range(d.buckets[i].ci95, '+.4f')})"
-                    for _, d in differences
-                ),
-            ]
-            for i, (start, end) in enumerate(spans)
-        ],
-    )
-
-
-def _versus(difference: Difference | None) -> tuple[str, str]:
-    if difference is None:
-        return "–", "–"
-    return change(difference), f"{difference.win_rate:.0%}"
-
-
-def _names(comparison: Comparison) -> list[str]:
-    return [run.name for run in comparison.runs]
-
-
-def _headline(comparison: Comparison) -> str:
-    return (
-        f"{comparison.split} · {comparison.documents} documents of {comparison.length:,} tokens · "
-        f"baseline {comparison.runs[0].name}"
-    )
-
-
-def _positions(comparison: Comparison) -> list[list[str]]:
-    return [
-        [
-            f"{bucket.start}-{bucket.end}",
-            *(_nll(run, i) for run in comparison.runs),
-        ]
-        for i, bucket in enumerate(comparison.runs[0].buckets)
-    ]
-
-
-def _nll(run: RunSummary, i: int) -> str:
-    bucket = run.buckets[i]
-    return f"{bucket.nll:.4f}{'*' if bucket.beyond_training else ''}"
+    spans = [f"{bucket.start}-{bucket.end}" for bucket in differences[0][1].buckets]
+    columns = [Column(name, [show.cell(b) for b in d.buckets]) for name, d in differences]
+    return markdown_of([Column(what, spans, is_text=True), *columns])
 
 
 def budget_rows(comparison: Comparison) -> list[list[str]]:
     """Training loss of every run at equal tokens, then at equal time."""
-
-    def row(label: str, budget: Budget) -> list[str]:
-        return [label, *(f"{bits:.4f}" for bits in budget.bits_per_byte)]
-
+    budgets = [*comparison.iso_tokens, *comparison.iso_time]
     return [
-        *(row(f"{_si(budget.amount)} tokens", budget) for budget in comparison.iso_tokens),
-        *(row(f"{_seconds(budget.amount)} of training", budget) for budget in comparison.iso_time),
+        [label, *(f"{bits:.4f}" for bits in budget.bits_per_byte)]
+        for label, budget in zip(_budget_labels(comparison), budgets, strict=True)
     ]
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def different_devices(comparison: Comparison) -> list[str]:
@@ -255,3 +173,87 @@ def protocol(comparison: Comparison) -> list[tuple[str, str]]:
             for run, length in zip(comparison.runs, comparison.training_lengths, strict=True)
         ),
     ]
+
+
+def _runs(comparison: Comparison) -> list[Column]:
+    """As `run_columns`, shorter."""
+    runs = comparison.runs
+    return [
+        Column("run", [run.name for run in runs], is_text=True),
+        Column("pattern", [run.pattern for run in runs], is_text=True, sacrifice=1, folds=True),
+        Column("params", [show.count(run.params) for run in runs], sacrifice=2),
+        Column("tokens/s", [f"{run.tokens_per_s:,.0f}" for run in runs], sacrifice=4),
+        Column("bits/byte", [f"{run.bits_per_byte:.4f}" for run in runs], sacrifice=5),
+        *_versus(comparison),
+    ]
+
+
+def _versus(comparison: Comparison) -> list[Column]:
+    runs = comparison.runs
+    better = ["–" if run.difference is None else f"{run.difference.win_rate:.0%}" for run in runs]
+    return [
+        Column(f"vs {runs[0].name}", [change(run.difference) for run in runs]),
+        Column("better in", better, sacrifice=3),
+    ]
+
+
+def _positions(comparison: Comparison) -> list[Column]:
+    """NLL of every run at the last octaves and at all the earlier ones together."""
+    columns = [Column("by position", _names(comparison), is_text=True)]
+    first = 0
+    for merged in show.merged(comparison.runs[0].buckets):
+        last = first + len(merged)
+        cells = [_nll(run, first, last) for run in comparison.runs]
+        columns.append(Column(show.span(merged), cells))
+        first = last
+    return columns
+
+
+def _nll(run: RunSummary, first: int, last: int) -> str:
+    buckets = run.buckets[first:last]
+    star = "*" if any(bucket.beyond_training for bucket in buckets) else ""
+    return f"{show.mean([bucket.nll for bucket in buckets], buckets):.4f}{star}"
+
+
+def _all_positions(comparison: Comparison) -> list[Column]:
+    """NLL of every run by octave."""
+    spans = [f"{bucket.start}-{bucket.end}" for bucket in comparison.runs[0].buckets]
+    octaves = range(len(spans))
+    return [
+        Column("position", spans, is_text=True),
+        *(Column(run.name, [_nll(run, i, i + 1) for i in octaves]) for run in comparison.runs),
+    ]
+
+
+def _training(comparison: Comparison) -> list[Column]:
+    """Training loss, a row per run and a column per budget."""
+    rows = budget_rows(comparison)
+    columns = [Column("training loss\nafter", _names(comparison), is_text=True)]
+    for i, (label, *cells) in enumerate(rows):
+        is_whole = label in (rows[len(comparison.iso_tokens) - 1][0], rows[-1][0])
+        columns.append(
+            Column("\n".join(label.split(" ", 1)), cells, sacrifice=None if is_whole else i)
+        )
+    return columns
+
+
+def _budget_labels(comparison: Comparison) -> list[str]:
+    return [
+        *(f"{show.count(budget.amount)} tokens" for budget in comparison.iso_tokens),
+        *(_seconds(budget.amount) for budget in comparison.iso_time),
+    ]
+
+
+def _names(comparison: Comparison) -> list[str]:
+    return [run.name for run in comparison.runs]
+
+
+def _headline(comparison: Comparison) -> str:
+    return (
+        f"{comparison.split} · {comparison.documents} documents of {comparison.length:,} tokens · "
+        f"baseline {comparison.runs[0].name}"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"

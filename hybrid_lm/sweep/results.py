@@ -15,7 +15,7 @@ from hybrid_lm.compare.documents import mismatch
 from hybrid_lm.config import Sweep
 from hybrid_lm.results import Report
 from hybrid_lm.sweep.ranks import RankCorrelation, Swap, rank_correlations, swap
-from hybrid_lm.sweep.runs import Run, without_seed
+from hybrid_lm.sweep.runs import Run
 
 CAVEATS = (
     "Differences are paired by document and seed. With several seeds their intervals cover other "
@@ -227,8 +227,8 @@ def _swap(
     assert point.difference is not None
     return swap(
         point.name,
-        without_seed(by_seed[shared[0]][0].config),
-        without_seed(of_baseline[shared[0]][0].config),
+        by_seed[shared[0]][0].config,
+        of_baseline[shared[0]][0].config,
         [of_baseline[seed][1] for seed in shared],
         cost=point.difference.delta_nll,
         ci95=point.difference.ci95,

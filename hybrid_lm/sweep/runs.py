@@ -1,6 +1,5 @@
 """The runs of a study: which there are, how far each has come, and what is to be done next."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,8 +115,3 @@ def runs_of(study: Sweep, *, name: str, overrides: Sequence[str], directory: Pat
             run = Run(point, seed, config, path, tuple(options), lengths, study.instruments)
             runs.append(run)
     return runs
-
-
-def without_seed(config: Config) -> Config:
-    """The config as of seed 0: what two runs of one point share."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=0))

@@ -1,14 +1,17 @@
 """The table of a study for the terminal and as ``sweep.md`` and ``sweep.json``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
-from hybrid_lm.compare.tables import DETECTABLE, change, difference_table, grid, position_table
+from hybrid_lm.compare.tables import DETECTABLE, change, difference_table, position_table
+from hybrid_lm.compare.terminal import Page, notes
 from hybrid_lm.files import write_texts
-from hybrid_lm.report import _bytes, _markdown_table, _range, _si
+from hybrid_lm.report import show
+from hybrid_lm.report.columns import Column, markdown_of, markdown_table
 from hybrid_lm.sweep.results import GroupRow, LengthTable, PointRow, SweepResults, Unfinished
 
 ALL = "all"
@@ -23,21 +26,18 @@ def write(results: SweepResults, directory: Path) -> None:
 
 def render(results: SweepResults) -> RenderableType:
     """The tables for a terminal: one row per point and group."""
-    parts: list[RenderableType] = []
+    parts: list[Text | Sequence[Column]] = []
     for table in results.tables:
-        parts += [Text(_headline(table)), "", grid(*_rows(results, table), text_columns=3), ""]
-        parts += map(Text, _rank_lines(table))
-    notes = [
-        f"vs {results.baseline}: nats per token, paired by document and seed, ± half of the 95% "
-        "interval;",
-        "  negative: better",
-        "without it: NLL change with the group's mixers skipped, mean over seeds",
-    ]
+        parts += [Text(_headline(table)), Text(), _columns(results, table)]
+        parts += [*map(Text, _rank_lines(table)), Text()] if table.swaps else []
     if results.tables:
-        parts += [Text(note, style="dim") for note in notes]
-    parts += [Text(line, style="bold") for line in _not_compared(results)]
-    parts += [Text(_unfinished(run), style="bold") for run in results.unfinished]
-    return Group(*parts)
+        parts += notes(
+            f"vs {results.baseline}: nats per token, paired by document and seed; less is better;",
+            "  ± half of the 95% interval: other documents and, with several seeds, other seeds",
+            "without it: NLL change with the group's mixers skipped, mean over seeds",
+        )
+    unfinished = [*_not_compared(results), *map(_unfinished, results.unfinished)]
+    return Page([*parts, *(Text(line, style="bold") for line in unfinished)], "sweep.md")
 
 
 def to_markdown(results: SweepResults) -> str:
@@ -45,7 +45,7 @@ def to_markdown(results: SweepResults) -> str:
     lines = [
         "# Sweep",
         "",
-        *_markdown_table(
+        *markdown_table(
             ["point", "pattern"],
             [[name, f"`{pattern}`"] for name, pattern in results.points.items()],
             text_columns=2,
@@ -64,8 +64,7 @@ def to_markdown(results: SweepResults) -> str:
 
 
 def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
-    header, rows = _rows(results, table, more=True)
-    lines = [f"## {_headline(table)}", "", *_markdown_table(header, rows, text_columns=3), ""]
+    lines = [f"## {_headline(table)}", "", *markdown_of(_columns(results, table)), ""]
     differences = [(p.name, p.difference) for p in table.points if p.difference is not None]
     if differences:
         lines += [
@@ -83,7 +82,7 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
     lines += [
         "By seed:",
         "",
-        *_markdown_table(
+        *markdown_table(
             ["point", "seed", "NLL", "bits per byte"],
             [
                 [point.name, str(seed), f"{nll:.4f}", f"{bits:.4f}"]
@@ -96,24 +95,14 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
         "",
     ]
     if table.swaps:
-        instruments = list(table.swaps[0].cheap)
         lines += [
-            "Swaps: what retraining without a group's mixers costs, beside what the baseline's "
-            "knock-outs said.",
+            "Swaps: what retraining without a group's mixers costs, beside what was measured of "
+            "the group in the baseline.",
             "",
-            *_markdown_table(
-                ["swap", "group", "cost", "95% interval", *instruments],
-                [
-                    [
-                        *(swap.point, swap.group, f"{swap.cost:+.4f}", _range(swap.ci95, "+.4f")),
-                        *(f"{swap.cheap[name]:+.4f}" for name in instruments),
-                    ]
-                    for swap in table.swaps
-                ],
-                text_columns=2,
-            ),
+            *markdown_of(_swap_columns(table)),
             "",
-            *_rank_lines(table),
+            *(f"- {line}" for line in _rank_lines(table)),
+            "",
         ]
     corpus = table.corpus
     return [
@@ -126,39 +115,58 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
     ]
 
 
-def _rows(
-    results: SweepResults, table: LengthTable, *, more: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: every point, then its groups; ``more`` has the costs too."""
-    header = ["point", "group", "pattern", "params"]
-    header += ["FLOPs/token", f"state@{table.length:,}", "tokens/s"] if more else []
-    header += ["bits/byte", f"vs {results.baseline}", "without it"]
-    rows = []
-    for point in table.points:
-        rows.append(_point_row(point, more))
-        rows += [_group_row(point, group, more) for group in point.groups]
-    return header, rows
-
-
-def _point_row(point: PointRow, more: bool) -> list[str]:
-    costs = [_si(point.flops_per_token), _bytes(point.state_bytes), f"{point.tokens_per_s:,.0f}"]
+def _swap_columns(table: LengthTable) -> list[Column]:
+    swaps = table.swaps
     return [
-        *(point.name, ALL, "", _si(point.params)),
-        *(costs if more else []),
-        f"{point.bits_per_byte:.4f}",
-        "" if point.difference is None else change(point.difference),
-        "",
+        Column("swap", [swap.point for swap in swaps], is_text=True),
+        Column("group", [swap.group for swap in swaps], is_text=True),
+        Column("cost", [f"{swap.cost:+.4f}" for swap in swaps]),
+        Column("95% interval", [show.interval(swap.ci95, "+.4f") for swap in swaps]),
+        *(
+            Column(instrument, [f"{swap.cheap[instrument]:+.4f}" for swap in swaps])
+            for instrument in swaps[0].cheap
+        ),
     ]
 
 
-def _group_row(point: PointRow, group: GroupRow, more: bool) -> list[str]:
-    costs = [_si(group.flops_per_token), _bytes(group.state_bytes), ""]
+def _columns(results: SweepResults, table: LengthTable) -> list[Column]:
+    """Every point, then its groups, with what it cost."""
+    rows = [
+        row
+        for point in table.points
+        for row in (_point_row(point), *(_group_row(point, group) for group in point.groups))
+    ]
+    point, group, pattern, params, flops, state, speed, bits, versus, without = map(
+        list, zip(*rows, strict=True)
+    )
     return [
-        *(point.name if more else "", group.name),
-        *(f"`{group.pattern}`" if more else group.pattern, _si(group.params)),
-        *(costs if more else []),
+        Column("point", point, is_text=True),
+        Column("group", group, is_text=True),
+        Column("pattern", pattern, is_text=True, sacrifice=5, folds=True),
+        Column("params", params, sacrifice=4),
+        Column("FLOPs\nper token", flops, sacrifice=2),
+        Column(f"state\n@{show.position(table.length)}", state, sacrifice=1),
+        Column("tokens/s", speed, sacrifice=3),
+        Column("bits\nper byte", bits),
+        Column(f"vs\n{results.baseline}", versus),
+        Column("without it\n(nats)", without),
+    ]
+
+
+def _point_row(point: PointRow) -> tuple[str, ...]:
+    return (
+        *(point.name, ALL, "", show.count(point.params), show.count(point.flops_per_token)),
+        *(show.memory(point.state_bytes), f"{point.tokens_per_s:,.0f}"),
+        *(f"{point.bits_per_byte:.4f}", change(point.difference), ""),
+    )
+
+
+def _group_row(point: PointRow, group: GroupRow) -> tuple[str, ...]:
+    return (
+        *(point.name, group.name, group.pattern, show.count(group.params)),
+        *(show.count(group.flops_per_token), show.memory(group.state_bytes), ""),
         *("", "", f"{group.knockout_nll:+.4f}"),
-    ]
+    )
 
 
 def _headline(table: LengthTable) -> str:
@@ -174,7 +182,7 @@ def _rank_lines(table: LengthTable) -> list[str]:
     ]
     if table.swaps and not lines:
         lines = [f"no rank correlation: {len(table.swaps)} swap(s), or no order among them"]
-    return [*lines, ""] if lines else []
+    return lines
 
 
 def _not_compared(results: SweepResults) -> list[str]:
