@@ -36,6 +36,8 @@ class Implementation:
     step."""
     s4: Literal["xla", "reference"] | None = None
     """S4's recurrence: convolution in chunks, or step by step."""
+    long_conv: Literal["xla", "reference"] | None = None
+    """Convolution with a long filter: blocks that double, by FFT, or step by step."""
     gla: Literal["xla", "reference"] | None = None
     """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
 

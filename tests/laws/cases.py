@@ -31,12 +31,15 @@ TINY = {
     "bucket_window": 4,
     "slots": 3,
     "landmarks": 3,
+    "filter_width": 8,
 }
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its
 # default.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {"window": {"window": 5, "kv_heads": 2}},
+    # Sines of ten times their input amplify the rounding of the parameters to some 1e-5: not here.
+    "hyena": {"window": {"max_length": 12, "order": 3, "sine_frequency": 1.0}},
 }
 
 # Settings that only change the numbers: for the laws about them.
