@@ -13,6 +13,7 @@ from flax import nnx
 from hybrid_lm import mixers
 from hybrid_lm.bench.results import Row
 from hybrid_lm.bench.timing import compiled_in, measured
+from hybrid_lm.errors import UserError
 from hybrid_lm.mixers import Context, MixerConfig
 
 
@@ -32,6 +33,9 @@ class Mixers:
     """Keys of the mixers to time; none means all."""
 
     def rows(self) -> list[Row]:
+        unknown = [key for key in self.only if key not in mixers.names()]
+        if unknown:
+            raise UserError(f"no mixer {unknown[0]!r}; there are: {', '.join(mixers.names())}")
         configs = {key: mixers.get(key)() for key in self.only or mixers.names()}
         if "attention" in configs:
             window = dataclasses.replace(configs["attention"], window=1024)
