@@ -66,7 +66,8 @@ def _row(names: Sequence[str], name: str, field: Field, place: int) -> dict[str,
         "low": last.ci95[0],
         "high": last.ci95[1],
         "effective": width.width == field.effective_context,
-        "ring": 150 + 130 * (names.index(name) % 6),  # rings of several groups lie around each other
+        "ring": 150
+        + 130 * (names.index(name) % 6),  # rings of several groups lie around each other
         "group": name,
         "cut to": f"{width.width:,} tokens",
         "last octave": show.cell(last),

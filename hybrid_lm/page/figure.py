@@ -53,7 +53,8 @@ class Protocol:
     """How the numbers came about: terms and what they are, what is missing, how not to read it."""
 
     items: Sequence[tuple[str, str]]
-    not_run: Sequence[str]
+    not_run: Sequence[str] | None
+    """None where there is nothing that could have run."""
     caveats: Sequence[str]
     tables: Sequence[Table]
 

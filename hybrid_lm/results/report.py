@@ -38,6 +38,11 @@ class Instrument:
     """What exactly was done, e.g. on how many documents."""
 
 
+NOT_ASKED_FOR = "not asked for"
+LEFT_TO_EVALUATE = "left to python -m hybrid_lm.evaluate"
+"""Reasons of a `NotRun` that another evaluation may do away with."""
+
+
 @dataclass(frozen=True)
 class NotRun:
     """A part of the evaluation that has not run."""
