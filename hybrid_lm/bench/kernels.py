@@ -13,8 +13,10 @@ from hybrid_lm.bench.results import Row
 from hybrid_lm.bench.timing import timed
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
+from hybrid_lm.kernels.delta_rule import delta_rule
 from hybrid_lm.kernels.diagonal_scan import selective_scan
 from hybrid_lm.kernels.ssd import ssd
+from hybrid_lm.layers import unit
 
 TOLERANCE = 0.005
 """Relative RMSE, per output and gradient, of bf16 inputs against the float32 reference."""
@@ -85,13 +87,31 @@ def _ssd(batch, length, heads, value_dim, states, groups, decays=True) -> Case:
         v, log_decay = _normal((batch, length_, heads, value_dim), (batch, length_, heads))
         return q / states**0.5, k / states**0.5, v, log_decay
 
-    return Case(run, operands, ("xla",))
+    return Case(run, operands, ("pallas", "xla"))
+
+
+def _delta_rule(batch, length, heads, key_dim, value_dim) -> Case:
+    def run(q, k, v, beta, log_decay, implementation):
+        log_decay = -jax.nn.softplus(log_decay.astype(jnp.float32) - 3)
+        beta = jax.nn.sigmoid(beta.astype(jnp.float32))
+        y, _ = delta_rule(q, k, v, beta, log_decay, implementation=implementation)
+        return y.astype(v.dtype)
+
+    def operands(scale):
+        by_head = (batch, length // scale, heads)
+        q, k, v, beta, log_decay = _normal(
+            (*by_head, key_dim), (*by_head, key_dim), (*by_head, value_dim), by_head, by_head
+        )
+        return unit(q), unit(k), v, beta, log_decay
+
+    return Case(run, operands, ("pallas", "xla"))
 
 
 CASES = {
     "selective scan B2 L8192 E4096 N16": _selective_scan(2, 8192, 4096, 16),
     "ssd B2 L8192 H64 P64 N128": _ssd(2, 8192, 64, 64, 128, 1),
     "linear attention B4 L8192 H16 K128 P128": _ssd(4, 8192, 16, 128, 128, 16, decays=False),
+    "gated delta rule B4 L8192 H16 K128 P128": _delta_rule(4, 8192, 16, 128, 128),
     "attention B4 L8192 H16 K128": _attention(4, 8192, 16, 128),
     "attention, 4 documents a row": _attention(4, 8192, 16, 128, documents=4),
     "attention, window 1024": _attention(4, 8192, 16, 128, window=1024),

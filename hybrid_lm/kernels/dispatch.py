@@ -24,16 +24,20 @@ class Implementation:
     """Attention to chosen blocks: gathered matrix products, or the whole matrix masked."""
     bucket_attention: Literal["xla", "reference"] | None = None
     """Attention inside hash buckets: sorted windows, or step by step."""
-    ssd: Literal["xla", "reference"] | None = None
-    """State-space duality (Mamba-2, linear attention): chunked matrix products, or step by step."""
+    ssd: Literal["pallas", "xla", "reference"] | None = None
+    """State-space duality (Mamba-2, linear attention): GPU kernels, chunked matrix products in XLA,
+    or step by step."""
     selective_scan: Literal["pallas", "xla", "reference"] | None = None
     """Mamba's recurrence: GPU kernels, two-level scan over chunks, or step by step."""
     s4d_scan: Literal["xla", "reference"] | None = None
     """S4D's recurrence: Toeplitz matrices and a scan over chunks, or step by step."""
-    delta_rule: Literal["xla", "reference"] | None = None
-    """Delta rule, gated or not: chunked with the UT transform, or step by step."""
+    delta_rule: Literal["pallas", "xla", "reference"] | None = None
+    """Delta rule, gated or not: GPU kernels (bf16), chunks by the UT transform in XLA, or step by
+    step."""
     s4: Literal["xla", "reference"] | None = None
     """S4's recurrence: convolution in chunks, or step by step."""
+    long_conv: Literal["xla", "reference"] | None = None
+    """Convolution with a long filter: blocks that double, by FFT, or step by step."""
     gla: Literal["xla", "reference"] | None = None
     """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
 

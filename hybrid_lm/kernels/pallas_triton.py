@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
@@ -14,16 +15,40 @@ def call(
     outputs: Any,
     *operands: jax.Array,
     warps: int,
+    stages: int = 1,
     interpret: bool,
 ) -> Any:
     """Run ``kernel(*operand_refs, *output_refs)`` over ``grid``, every ref the whole array.
 
+    ``stages`` rounds of the innermost loop have their loads under way at a time.
     ``interpret`` runs it as plain XLA on any device (tests on machines without a GPU).
     """
     return pl.pallas_call(
         kernel,
         out_shape=outputs,
         grid=grid,
-        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
     )(*operands)
+
+
+def dot(
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    tf32: bool = False,
+) -> jax.Array:
+    """Product of two matrices, summed in float32.
+
+    float32 operands take full float32 products, or those of TF32 (11 bits) on the matrix units.
+    """
+    exact = jax.lax.Precision.HIGH if tf32 else jax.lax.Precision.HIGHEST
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((0 if trans_a else 1,), (1 if trans_b else 0,)), ((), ())),
+        precision=exact if a.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )

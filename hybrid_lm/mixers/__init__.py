@@ -11,6 +11,7 @@ from hybrid_lm.mixers.cosine import Cosine
 from hybrid_lm.mixers.delta import Delta
 from hybrid_lm.mixers.gated_delta import GatedDelta
 from hybrid_lm.mixers.gla import GLA
+from hybrid_lm.mixers.hyena import Hyena
 from hybrid_lm.mixers.linear import Linear
 from hybrid_lm.mixers.linformer import Linformer
 from hybrid_lm.mixers.mamba import Mamba
@@ -37,6 +38,7 @@ __all__ = [
     "Cost",
     "Delta",
     "GatedDelta",
+    "Hyena",
     "Linear",
     "Linformer",
     "Mamba",

@@ -9,10 +9,49 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.mixers.base import Context
+from hybrid_lm.mixers.base import NO_STATE, Context, State
+from hybrid_lm.mixers.heads import HeadsMixer
+
+
+class BlocksMixer(HeadsMixer):
+    """Attention that treats finished blocks as a whole: causal, or to the whole document."""
+
+    def __init__(self, key: str, width: int, rngs: nnx.Rngs, *, heads: int, causal: bool):
+        super().__init__(key, width, rngs, heads=heads)
+        self.causal = causal
+
+    def __call__(
+        self, x_BLD: jax.Array, ctx: Context, state: State | None = None
+    ) -> tuple[jax.Array, State]:
+        qkv = self.projected(x_BLD)
+        if self.causal:
+            y_BLHK, state = self.to_past(*qkv, ctx, state)
+        elif state is None:
+            y_BLHK, state = self.to_document(*qkv, ctx), ()
+        else:
+            raise UserError(NO_STATE)
+        return self.output(y_BLHK), state
+
+    def to_past(
+        self,
+        q_BLHK: jax.Array,
+        k_BLHK: jax.Array,
+        v_BLHK: jax.Array,
+        ctx: Context,
+        state: State | None,
+    ) -> tuple[jax.Array, State]:
+        """What each token finds up to itself, and the next state."""
+        raise NotImplementedError
+
+    def to_document(
+        self, q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, ctx: Context
+    ) -> jax.Array:
+        """What each token finds in its whole document."""
+        raise NotImplementedError
 
 
 class Blocks:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.layers import param, project, unit
+from hybrid_lm.layers import param, unit
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
 from hybrid_lm.mixers.kernelized import KernelizedMixer
 
@@ -85,7 +85,7 @@ class CosineMixer(KernelizedMixer):
             scale_BLH = jnp.exp(-jax.nn.sigmoid(self.exponent[...]) * log_count_BL1)
             v_BLHP = (v_BLHP * scale_BLH[..., None]).astype(x_BLD.dtype)
             y_BLHP, state = self.sums(unit(q_BLHK), unit(k_BLHK), v_BLHP, ctx, state)
-        return project("blhp,hpd->bld", y_BLHP.astype(x_BLD.dtype), self.out), state
+        return self.output(y_BLHP.astype(x_BLD.dtype)), state
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         del capacity

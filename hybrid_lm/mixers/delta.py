@@ -43,18 +43,30 @@ class Delta(MixerConfig):
 class DeltaMixer(nnx.Module):
     """State: ``conv`` [B, W - 1, H (2 K + P)] inputs, ``kv`` [B, H, K, P], at least float32,
     ``segment`` [B].
+
+    ``expand`` is P / K. A delta rule with more than that overrides `log_decay_BLH` and `gated`.
     """
 
-    def __init__(self, config: Delta, width: int, rngs: nnx.Rngs):
+    def __init__(self, config: Delta, width: int, rngs: nnx.Rngs, *, expand: int = 1):
         self.config = config
-        self.head_dim = head_dim = per_head(config.key, config.heads, width)
-        self.inputs = DeltaInputs(
-            width, config.heads, head_dim, head_dim, config.conv_width, rngs=rngs
-        )
-        self.beta = param(rngs, (width, config.heads), ("embed", "heads"), fan_in(width))
-        self.norm = RMSNorm(head_dim, None, rngs)
-        shape = (config.heads, head_dim, width)
-        self.out = param(rngs, shape, ("heads", None, "embed"), fan_in(width))
+        heads = config.heads
+        self.key_dim = key_dim = per_head(config.key, heads, width)
+        self.value_dim = value_dim = expand * key_dim
+        self.inputs = DeltaInputs(width, heads, key_dim, value_dim, config.conv_width, rngs=rngs)
+        self.beta = param(rngs, (width, heads), ("embed", "heads"), fan_in(width))
+        self.norm = RMSNorm(value_dim, None, rngs)
+        shape = (heads, value_dim, width)
+        self.out = param(rngs, shape, ("heads", None, "embed"), fan_in(heads * value_dim))
+
+    def log_decay_BLH(self, x_BLD: jax.Array) -> jax.Array | None:
+        """Log of the decay of the state, in at least float32; None where it never decays."""
+        del x_BLD
+        return None
+
+    def gated(self, y_BLHP: jax.Array, x_BLD: jax.Array) -> jax.Array:
+        """What is done to the normalised read-out before the output projection."""
+        del x_BLD
+        return y_BLHP
 
     def __call__(
         self, x_BLD: jax.Array, ctx: Context, state: State | None = None
@@ -68,19 +80,19 @@ class DeltaMixer(nnx.Module):
             k_BLHK,
             v_BLHP,
             jax.nn.sigmoid(project("bld,dh->blh", x_BLD, self.beta).astype(wide)),
-            None,
+            self.log_decay_BLH(x_BLD),
             resets_BL,
             None if state is None else state["kv"],
             chunk_size=self.config.chunk_size,
             implementation=ctx.implementation.delta_rule,
         )
-        y_BLHP = self.norm(y_BLHP).astype(x_BLD.dtype)
+        y_BLHP = self.gated(self.norm(y_BLHP).astype(x_BLD.dtype), x_BLD)
         y_BLD = project("blhp,hpd->bld", y_BLHP, self.out)
         return y_BLD, {"conv": conv, "kv": kv, "segment": ctx.last_segment_B()}
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         del capacity
-        shape = (batch, self.config.heads, self.head_dim, self.head_dim)
+        shape = (batch, self.config.heads, self.key_dim, self.value_dim)
         return {
             "conv": self.inputs.initial_state(batch, dtype),
             "kv": jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)),

@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.ssd import ssd
-from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, State, per_head
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, State
+from hybrid_lm.mixers.heads import HeadsMixer
 
 
-class KernelizedMixer(nnx.Module):
-    """Queries, keys, values and an output projection around `sums` over features of the keys.
+class KernelizedMixer(HeadsMixer):
+    """Projections around `sums` over features of the keys.
 
     State: ``kv`` [B, H, N, columns], at least float32, for N features and a column per value (and
     one for a normaliser); ``segment`` [B]. A mixer that is not causal has none: ().
@@ -33,23 +33,8 @@ class KernelizedMixer(nnx.Module):
         causal: bool,
         key_dim: int | None = None,
     ):
-        self.heads, self.head_dim = heads, per_head(key, heads, width)
+        super().__init__(key, width, rngs, heads=heads, key_dim=key_dim)
         self.chunk_size, self.causal = chunk_size, causal
-        self.key_dim = key_dim or self.head_dim
-        axes = ("embed", "heads", None)
-        self.q = param(rngs, (width, heads, self.key_dim), axes, fan_in(width))
-        self.k = param(rngs, (width, heads, self.key_dim), axes, fan_in(width))
-        self.v = param(rngs, (width, heads, self.head_dim), axes, fan_in(width))
-        out = (heads, self.head_dim, width)
-        self.out = param(rngs, out, ("heads", None, "embed"), fan_in(width))
-
-    def projected(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q_BLHK, k_BLHK, v_BLHP."""
-        return (
-            project("bld,dhk->blhk", x_BLD, self.q),
-            project("bld,dhk->blhk", x_BLD, self.k),
-            project("bld,dhp->blhp", x_BLD, self.v),
-        )
 
     def resets_BL(self, ctx: Context, state: State | None) -> jax.Array | None:
         """`Context.resets_BL` for this state.

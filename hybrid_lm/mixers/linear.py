@@ -113,7 +113,7 @@ class LinearMixer(KernelizedMixer):
             self._log_decay_BLH(x_BLD),
             floor=_EPSILON,
         )
-        return project("blhp,hpd->bld", y_BLHP.astype(x_BLD.dtype), self.out), state
+        return self.output(y_BLHP.astype(x_BLD.dtype)), state
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         del capacity

@@ -7,20 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import (
-    CONTINUES,
-    NO_STATE,
-    Context,
-    MixerConfig,
-    State,
-    per_head,
-    register,
-)
+from hybrid_lm.layers import param, project
+from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
     Blocks,
+    BlocksMixer,
     Slots,
     attend,
     attend_to_documents,
@@ -65,42 +57,28 @@ class Linformer(MixerConfig):
         return self.causal
 
 
-class LinformerMixer(nnx.Module):
+class LinformerMixer(BlocksMixer):
     """State: ``kv`` [B, block_size - 1, 2, H, K], the last keys and values; in at least float32
     ``slots`` and ``open`` [B, 2, H, M, K], sums over the finished blocks and the unfinished one;
     ``seen`` [B], tokens of the document so far; ``segment`` [B]. None if not causal.
     """
 
     def __init__(self, config: Linformer, width: int, rngs: nnx.Rngs):
+        super().__init__(config.key, width, rngs, heads=config.heads, causal=config.causal)
         self.config = config
-        self.head_dim = per_head(config.key, config.heads, width)
-        shape, axes = (width, config.heads, self.head_dim), ("embed", "heads", None)
-        self.q = param(rngs, shape, axes, fan_in(width))
-        self.k = param(rngs, shape, axes, fan_in(width))
-        self.v = param(rngs, shape, axes, fan_in(width))
-        self.out = param(rngs, (*shape[1:], width), ("heads", None, "embed"), fan_in(width))
         normal = nnx.initializers.normal(config.slots**-0.5)
         projections = (config.block_size, 2, config.heads, config.slots)
         self.projections = param(rngs, projections, (None, None, "heads", None), normal)
 
-    def __call__(
-        self, x_BLD: jax.Array, ctx: Context, state: State | None = None
+    def to_past(
+        self,
+        q_BLHK: jax.Array,
+        k_BLHK: jax.Array,
+        v_BLHK: jax.Array,
+        ctx: Context,
+        state: State | None,
     ) -> tuple[jax.Array, State]:
-        q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
-        k_BLHK = project("bld,dhk->blhk", x_BLD, self.k)
-        v_BLHK = project("bld,dhk->blhk", x_BLD, self.v)
         kv_BL2HK = jnp.stack([k_BLHK, v_BLHK], axis=2)
-        if self.config.causal:
-            y_BLHK, state = self._causal(q_BLHK, kv_BL2HK, ctx, state)
-        elif state is None:
-            y_BLHK, state = self._whole(q_BLHK, kv_BL2HK, ctx), ()
-        else:
-            raise UserError(NO_STATE)
-        return project("blhk,hkd->bld", y_BLHK, self.out), state
-
-    def _causal(
-        self, q_BLHK: jax.Array, kv_BL2HK: jax.Array, ctx: Context, state: State | None
-    ) -> tuple[jax.Array, State]:
         config, (batch, length, _, _) = self.config, q_BLHK.shape
         resets_BL = ctx.resets_BL(None if state is None else state["segment"])
         held = self.initial_state(batch, q_BLHK.dtype) if state is None else state
@@ -121,7 +99,10 @@ class LinformerMixer(nnx.Module):
         next_state = {"kv": past, "slots": totals[:, -1], "open": open_, "seen": blocks.seen_B}
         return y_BLHK, next_state | {"segment": ctx.last_segment_B()}
 
-    def _whole(self, q_BLHK: jax.Array, kv_BL2HK: jax.Array, ctx: Context) -> jax.Array:
+    def to_document(
+        self, q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, ctx: Context
+    ) -> jax.Array:
+        kv_BL2HK = jnp.stack([k_BLHK, v_BLHK], axis=2)
         own_BLS, place_BL = documents(ctx)
         factors = self._factors(place_BL % self.config.block_size, q_BLHK.dtype)
         of_documents = factors[:, :, None] * own_BLS[..., None, None, None].astype(factors.dtype)

@@ -8,21 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.layers import fan_in, param, project
 from hybrid_lm.mixers.attention import Attention
-from hybrid_lm.mixers.base import (
-    CONTINUES,
-    NO_STATE,
-    Context,
-    MixerConfig,
-    State,
-    per_head,
-    register,
-)
+from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
     Blocks,
+    BlocksMixer,
     Slots,
     attend,
     attend_to_documents,
@@ -87,7 +78,7 @@ class Nystrom(MixerConfig):
         return dataclasses.replace(self, block_size=length), full
 
 
-class NystromMixer(nnx.Module):
+class NystromMixer(BlocksMixer):
     """State: ``kv`` [B, block_size - 1, 2, H, K], the last keys and values; in at least float32
     ``open`` [B, 2, H, K], sums of queries and keys of the unfinished block, ``landmarks``
     [B, M, 2, H, K] in a ring, ``values`` [B, M, H, K] and ``log_mass`` [B, M, H], their rows of
@@ -96,29 +87,10 @@ class NystromMixer(nnx.Module):
     """
 
     def __init__(self, config: Nystrom, width: int, rngs: nnx.Rngs):
+        super().__init__(config.key, width, rngs, heads=config.heads, causal=config.causal)
         self.config = config
-        self.head_dim = per_head(config.key, config.heads, width)
-        shape, axes = (width, config.heads, self.head_dim), ("embed", "heads", None)
-        self.q = param(rngs, shape, axes, fan_in(width))
-        self.k = param(rngs, shape, axes, fan_in(width))
-        self.v = param(rngs, shape, axes, fan_in(width))
-        self.out = param(rngs, (*shape[1:], width), ("heads", None, "embed"), fan_in(width))
 
-    def __call__(
-        self, x_BLD: jax.Array, ctx: Context, state: State | None = None
-    ) -> tuple[jax.Array, State]:
-        q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
-        k_BLHK = project("bld,dhk->blhk", x_BLD, self.k)
-        v_BLHK = project("bld,dhk->blhk", x_BLD, self.v)
-        if self.config.causal:
-            y_BLHK, state = self._causal(q_BLHK, k_BLHK, v_BLHK, ctx, state)
-        elif state is None:
-            y_BLHK, state = self._whole(q_BLHK, k_BLHK, v_BLHK, ctx), ()
-        else:
-            raise UserError(NO_STATE)
-        return project("blhk,hkd->bld", y_BLHK, self.out), state
-
-    def _causal(
+    def to_past(
         self,
         q_BLHK: jax.Array,
         k_BLHK: jax.Array,
@@ -174,7 +146,7 @@ class NystromMixer(nnx.Module):
         kept |= {"kv": past, "open": open_, "seen": blocks.seen_B}
         return y_BLHK, kept | {"segment": ctx.last_segment_B()}
 
-    def _whole(
+    def to_document(
         self, q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, ctx: Context
     ) -> jax.Array:
         marks, dtype = self.config.landmarks, q_BLHK.dtype

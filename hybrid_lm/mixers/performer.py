@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.layers import RMSNorm, project
+from hybrid_lm.layers import RMSNorm
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
 from hybrid_lm.mixers.kernelized import KernelizedMixer, ends_of_documents
 
@@ -105,7 +105,7 @@ class PerformerMixer(KernelizedMixer):
         )
         if self.causal:
             next_state["largest"] = scale_BLH[:, -1]
-        return project("blhp,hpd->bld", y_BLHP.astype(x_BLD.dtype), self.out), next_state
+        return self.output(y_BLHP.astype(x_BLD.dtype)), next_state
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         del capacity

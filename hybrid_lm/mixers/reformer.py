@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.bucket_attention import Rings, Shape, bucket_attention
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.layers import fan_in, param, project, unit
+from hybrid_lm.layers import unit
 from hybrid_lm.mixers.attention import Attention, rotate
 from hybrid_lm.mixers.base import (
     CONTINUES,
@@ -23,6 +23,7 @@ from hybrid_lm.mixers.base import (
     per_head,
     register,
 )
+from hybrid_lm.mixers.heads import HeadsMixer
 
 _EPSILON = 1e-12  # keeps the unit length of a key from a division by 0
 
@@ -93,21 +94,15 @@ class Reformer(MixerConfig):
         return at, Attention(heads=self.heads, rope_theta=self.rope_theta, qk_norm=False)
 
 
-class ReformerMixer(nnx.Module):
+class ReformerMixer(HeadsMixer):
     """State: ``k``, ``v`` [B, H, rounds, buckets, bucket_window, K], the latest tokens of each
     bucket of the document, right-aligned; ``count`` [B, H, rounds, buckets], how many there are;
     ``segment`` [B].
     """
 
     def __init__(self, config: Reformer, width: int, rngs: nnx.Rngs):
+        super().__init__(config.key, width, rngs, heads=config.heads, share_qk=config.share_qk)
         self.config = config
-        self.head_dim = per_head(config.key, config.heads, width)
-        shape, axes = (width, config.heads, self.head_dim), ("embed", "heads", None)
-        self.q = param(rngs, shape, axes, fan_in(width))
-        if not config.share_qk:
-            self.k = param(rngs, shape, axes, fan_in(width))
-        self.v = param(rngs, shape, axes, fan_in(width))
-        self.out = param(rngs, (*shape[1:], width), ("heads", None, "embed"), fan_in(width))
 
     @property
     def _shape(self) -> Shape:
@@ -120,13 +115,10 @@ class ReformerMixer(nnx.Module):
         config = self.config
         if not config.causal and state is not None:
             raise UserError(NO_STATE)
-        q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
-        v_BLHP = project("bld,dhp->blhp", x_BLD, self.v)
+        q_BLHK, k_BLHK, v_BLHP = self.projected(x_BLD)
         bucket_BLHR = self._buckets(q_BLHK)
         if config.share_qk:
-            k_BLHK = unit(q_BLHK, epsilon=_EPSILON)
-        else:
-            k_BLHK = project("bld,dhk->blhk", x_BLD, self.k)
+            k_BLHK = unit(k_BLHK, epsilon=_EPSILON)
         if config.rope_theta is not None:
             q_BLHK = rotate(q_BLHK, ctx.positions_BL, config.rope_theta)
             k_BLHK = rotate(k_BLHK, ctx.positions_BL, config.rope_theta)
@@ -142,7 +134,7 @@ class ReformerMixer(nnx.Module):
             chunk_size=config.chunk_size,
             implementation=ctx.implementation.bucket_attention,
         )
-        y_BLD = project("blhp,hpd->bld", y_BLHP, self.out)
+        y_BLD = self.output(y_BLHP)
         if rings is None:
             return y_BLD, ()
         k, v = (x.astype(ctx.dtype) for x in rings[:2])

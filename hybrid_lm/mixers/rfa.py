@@ -89,7 +89,7 @@ class RFAMixer(KernelizedMixer):
             log_decay_BLH,
             floor=_FLOOR,
         )
-        return project("blhp,hpd->bld", y_BLHP.astype(x_BLD.dtype), self.out), state
+        return self.output(y_BLHP.astype(x_BLD.dtype)), state
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         del capacity

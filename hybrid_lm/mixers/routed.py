@@ -11,13 +11,14 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.kernels.block_attention import Tiles, block_attention, slices
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.mixers.attention import Attention, AttentionMixer
+from hybrid_lm.mixers.attention import AttentionMixer
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
+from hybrid_lm.mixers.block_sparse import BlockSparse
 
 
 @register("routed")
 @dataclass(frozen=True)
-class Routed(MixerConfig):
+class Routed(BlockSparse):
     """Softmax attention to the latest blocks and to the ``top_k`` earlier ones of highest score
 
     ``s_jb = q_first(j) . mean(k over block b) / sqrt(K)``, ``q_first(j)`` the query of the first
@@ -37,48 +38,20 @@ class Routed(MixerConfig):
     earlier is chosen.
     """
 
-    heads: int = 8
-    """Query heads."""
-    kv_heads: int | None = None
-    """Key/value heads, each with choices of its own; must divide heads. None: as many as heads."""
-    head_dim: int | None = None
-    """Dimension of a head. None: width / heads."""
-    block_size: int = 64
-    """Tokens of a block, counted from the start of the document."""
-    local_blocks: int = 2
-    """Latest blocks that are always seen, the token's own included."""
     top_k: int = 4
     """Earlier blocks that are chosen."""
     gated: bool = True
     """Weigh the chosen blocks by the sigmoid of their score."""
-    rope_theta: float | None = 10_000.0
-    """Base of the rotary position embedding. None: no positions (NoPE)."""
-    qk_norm: bool = True
-    """RMS-normalise queries and keys per head."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "RoutedMixer":
         return RoutedMixer(self, width, rngs)
 
-    def attention(self) -> Attention:
-        """Full attention with the same parameters."""
-        names = ("heads", "kv_heads", "head_dim", "rope_theta", "qk_norm")
-        return Attention(**{name: getattr(self, name) for name in names})
-
-    def is_subquadratic(self) -> bool:
-        # The keys a token reads are bounded; the state, all keys and values, is not.
-        return False
-
     def flops_per_token(self, width: int, length: int) -> float:
-        full = self.attention()
-        kv_heads, head_dim = full.resolved(width)
-        projections = full.flops_per_token(width, 1) - 4 * self.heads * head_dim
-        size = self.block_size
-        place = np.arange(length)
-        earlier = np.maximum(place // size - self.local_blocks + 1, 0)
-        latest = place - earlier * size + 1
-        keys = float(np.mean(latest + np.minimum(earlier, self.top_k) * size))
-        scores = 2 * kv_heads * head_dim * float(np.mean(earlier)) / size
-        return projections + 4 * self.heads * head_dim * keys + scores
+        kv_heads, head_dim = self.attention().resolved(width)
+        earlier, latest = self.latest(length)
+        keys = float(np.mean(latest + np.minimum(earlier, self.top_k) * self.block_size))
+        scores = 2 * kv_heads * head_dim * float(np.mean(earlier)) / self.block_size
+        return self.flops_for(width, keys) + scores
 
     def limit(self, length: int) -> tuple[MixerConfig, MixerConfig]:
         blocks = -(-length // self.block_size)

@@ -10,13 +10,14 @@ from flax import nnx
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.block_attention import Tiles, block_attention
-from hybrid_lm.mixers.attention import Attention, AttentionMixer
+from hybrid_lm.mixers.attention import AttentionMixer
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
+from hybrid_lm.mixers.block_sparse import BlockSparse
 
 
 @register("sparse")
 @dataclass(frozen=True)
-class Sparse(MixerConfig):
+class Sparse(BlockSparse):
     """Softmax attention of a token of block j of its document to a fixed set of blocks:
 
     - the latest: ``j - local_blocks + 1 .. j`` (up to the token itself);
@@ -32,16 +33,6 @@ class Sparse(MixerConfig):
 
     may_be_zero = ("seed", "strided_blocks", "global_blocks", "random_blocks")
 
-    heads: int = 8
-    """Query heads."""
-    kv_heads: int | None = None
-    """Key/value heads; must divide heads. None: as many as query heads."""
-    head_dim: int | None = None
-    """Dimension of a head. None: width / heads."""
-    block_size: int = 64
-    """Tokens of a block, counted from the start of the document."""
-    local_blocks: int = 2
-    """Latest blocks seen, the token's own included."""
     stride: int = 4
     """Distance in blocks between the dilated ones."""
     strided_blocks: int = 2
@@ -52,20 +43,11 @@ class Sparse(MixerConfig):
     """Random earlier blocks seen (fewer where two draws agree)."""
     seed: int = 0
     """Of the random blocks."""
-    rope_theta: float | None = 10_000.0
-    """Base of the rotary position embedding. None: no positions (NoPE)."""
-    qk_norm: bool = True
-    """RMS-normalise queries and keys per head."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "SparseMixer":
         if self.strided_blocks + self.global_blocks + self.random_blocks == 0:
             raise UserError("sparse: no block but the latest is seen; attention with a window is")
         return SparseMixer(self, width, rngs)
-
-    def attention(self) -> Attention:
-        """Full attention with the same parameters."""
-        names = ("heads", "kv_heads", "head_dim", "rope_theta", "qk_norm")
-        return Attention(**{name: getattr(self, name) for name in names})
 
     def earlier_blocks(self, count: int, groups: int) -> np.ndarray:
         """[count, G, M] block numbers, all different, that blocks 0 .. count - 1 see before the
@@ -86,21 +68,12 @@ class Sparse(MixerConfig):
         again = np.tril(blocks[..., :, None] == blocks[..., None, :], k=-1).any(-1)
         return np.where(again | (blocks >= earlier), -1, np.maximum(blocks, -1)).astype(np.int32)
 
-    def is_subquadratic(self) -> bool:
-        # Time per token is bounded; the state, all keys and values, is not.
-        return False
-
     def flops_per_token(self, width: int, length: int) -> float:
-        full = self.attention()
-        kv_heads, head_dim = full.resolved(width)
-        projections = full.flops_per_token(width, 1) - 4 * self.heads * head_dim
-        size = self.block_size
-        place = np.arange(length)
-        number = place // size
-        latest = place - np.maximum(number - self.local_blocks + 1, 0) * size + 1
-        blocks = self.earlier_blocks(number[-1] + 1, kv_heads)
-        earlier = (blocks >= 0).sum(-1).mean(-1) * size
-        return projections + 4 * self.heads * head_dim * float(np.mean(latest + earlier[number]))
+        _, latest = self.latest(length)
+        number = np.arange(length) // self.block_size
+        blocks = self.earlier_blocks(number[-1] + 1, self.attention().resolved(width)[0])
+        seen = (blocks >= 0).sum(-1).mean(-1)[number]
+        return self.flops_for(width, float(np.mean(latest + seen * self.block_size)))
 
     def limit(self, length: int) -> tuple[MixerConfig, MixerConfig]:
         blocks = -(-length // self.block_size)

@@ -31,12 +31,15 @@ TINY = {
     "bucket_window": 4,
     "slots": 3,
     "landmarks": 3,
+    "filter_width": 8,
 }
 
 # Settings that change what a token sees or what the state holds. A mixer that is not here runs its
 # default.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {"window": {"window": 5, "kv_heads": 2}},
+    # Sines of ten times their input amplify the rounding of the parameters to some 1e-5: not here.
+    "hyena": {"window": {"max_length": 12, "order": 3, "sine_frequency": 1.0}},
 }
 
 # Settings that only change the numbers: for the laws about them.
@@ -62,6 +65,8 @@ class Case:
 
     name: str
     config: MixerConfig
+    is_arithmetic: bool = False
+    """Whether it is one of `ARITHMETIC`."""
 
     def __str__(self) -> str:
         return self.name
@@ -76,16 +81,18 @@ def cases(*, arithmetic: bool = False, **sizes: int) -> list[Case]:
     """`defaults` and the `VARIANTS` (and `ARITHMETIC`) of each."""
     found = []
     for default in defaults(**sizes):
-        variants = VARIANTS.get(default.name, {})
-        if arithmetic:
-            variants = variants | ARITHMETIC.get(default.name, {})
-        found += [
-            default,
-            *(
-                Case(f"{default.name}-{name}", dataclasses.replace(default.config, **fields))
-                for name, fields in variants.items()
-            ),
-        ]
+        found.append(default)
+        for table, is_arithmetic in ((VARIANTS, False), (ARITHMETIC, True)):
+            if is_arithmetic and not arithmetic:
+                continue
+            found += [
+                Case(
+                    f"{default.name}-{name}",
+                    dataclasses.replace(default.config, **fields),
+                    is_arithmetic,
+                )
+                for name, fields in table.get(default.name, {}).items()
+            ]
     return found
 
 

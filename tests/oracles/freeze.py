@@ -25,6 +25,24 @@ def values_and_gradients(
     return {"y": y_BLD, "dx": x_BLD.grad, **gradients}
 
 
+class Heads(torch.nn.Module):
+    """``out(core(layer, x, q, k, v))`` for parameters q, k, v and out, and more for the core.
+
+    q, k, v and what the core returns are [B, L, H, channels].
+    """
+
+    def __init__(self, core: Callable[..., torch.Tensor], weights: dict[str, torch.Tensor]):
+        super().__init__()
+        self.core = core
+        for name, weight in weights.items():
+            self.register_parameter(name, torch.nn.Parameter(weight))
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        qkv = (torch.einsum("bld,dhk->blhk", x_BLD, self.get_parameter(name)) for name in "qkv")
+        y_BLHP = self.core(self, x_BLD, *qkv)
+        return torch.einsum("blhp,hpd->bld", y_BLHP, self.get_parameter("out"))
+
+
 def of_operation(
     operation: Callable[..., tuple[torch.Tensor, torch.Tensor]], operands: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:

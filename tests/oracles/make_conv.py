@@ -1,12 +1,13 @@
-"""Writes conv.npz: LFM2's gated short convolution as Hugging Face `transformers` computes it."""
+"""Writes conv.npz: LFM2's gated short convolution as Hugging Face `transformers` computes it.
 
-from pathlib import Path
+Run ``python -m tests.oracles.make_conv`` with the extra `oracles`.
+"""
 
-import numpy as np
 import torch
-import transformers
 from transformers import Lfm2Config
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+
+from tests.oracles.freeze import save, values_and_gradients
 
 BATCH, LENGTH, WIDTH, TAPS = 2, 11, 8, 3
 
@@ -21,16 +22,11 @@ config = Lfm2Config(
     conv_bias=False,
 )
 layer = Lfm2ShortConv(config, 0).double()
-x_BLD = torch.randn(BATCH, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+x_BLD = torch.randn(BATCH, LENGTH, WIDTH, dtype=torch.float64)
 weight_BLD = torch.randn(BATCH, LENGTH, WIDTH, dtype=torch.float64)
-y_BLD = layer(x_BLD)
-(y_BLD * weight_BLD).sum().backward()
-
-arrays = {"x": x_BLD, "weight": weight_BLD, "y": y_BLD, "dx": x_BLD.grad}
-for name, parameter in layer.named_parameters():
-    arrays |= {name: parameter, f"d{name}": parameter.grad}
-np.savez_compressed(
-    Path(__file__).with_name("conv.npz"),
-    versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
-    **{name: array.detach().numpy() for name, array in arrays.items()},
+save(
+    "conv",
+    ["transformers"],
+    {"x": x_BLD, "weight": weight_BLD, **dict(layer.named_parameters())}
+    | values_and_gradients(layer, x_BLD, weight_BLD),
 )

@@ -1,14 +1,15 @@
-"""Writes linear.npz: `flash-linear-attention`'s feature maps and naive forms, run on a CPU."""
+"""Writes linear.npz: `flash-linear-attention`'s feature maps and naive forms, run on a CPU.
 
-from pathlib import Path
+Run ``python -m tests.oracles.make_linear`` with the extra `oracles`.
+"""
 
-import fla
-import numpy as np
 import torch
 from fla.modules.feature_map import HedgehogFeatureMap, TaylorFeatureMap
 from fla.ops.based.naive import naive_parallel_based
 from fla.ops.linear_attn.naive import naive_recurrent_linear_attn
 from fla.ops.simple_gla.naive import naive_parallel_simple_gla
+
+from tests.oracles.freeze import Heads, save, values_and_gradients
 
 BATCH, LENGTH, WIDTH, HEADS, TAYLOR_DIM = 2, 11, 8, 2, 3
 
@@ -19,7 +20,7 @@ def normal(*shape, scale=1.0):
     return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).float()
 
 
-def elu1(q, k, v, x):
+def elu1(layer, x, q, k, v):
     features = [torch.nn.functional.elu(a) + 1 for a in (q, k)]
     return naive_recurrent_linear_attn(*features, v, scale=1.0, normalize=True)[0]
 
@@ -32,7 +33,7 @@ def decayed(features, log_decay):
     return y1[..., :-1] / y1[..., -1:]
 
 
-def exp(q, k, v, x):
+def exp(layer, x, q, k, v):
     """RetNet's decays, in the form of `naive_retention`."""
     hedgehog = HedgehogFeatureMap(q.shape[-1])
     # The library scales by 2 in its map.
@@ -41,14 +42,14 @@ def exp(q, k, v, x):
     return decayed((hedgehog(q), hedgehog(k), v), log_decay.expand(BATCH, LENGTH, HEADS))
 
 
-def taylor2(q, k, v, x):
+def taylor2(layer, x, q, k, v):
     head_first = (a.transpose(1, 2) for a in (q, k, v))
     return naive_parallel_based(*head_first).transpose(1, 2)
 
 
-def taylor2_gated(q, k, v, x):
+def taylor2_gated(layer, x, q, k, v):
     taylor = TaylorFeatureMap(q.shape[-1])
-    gate = torch.nn.functional.logsigmoid(x @ weights["gate"] + weights["gate_bias"]) / 16
+    gate = torch.nn.functional.logsigmoid(x @ layer.gate + layer.gate_bias) / 16
     return decayed((taylor(q), taylor(k), v), gate)
 
 
@@ -64,17 +65,8 @@ for form in (elu1, exp, taylor2, taylor2_gated):
     }
     if form is taylor2_gated:
         weights |= {"gate": normal(WIDTH, HEADS), "gate_bias": normal(HEADS)}
-    inputs = {"x": normal(BATCH, LENGTH, WIDTH), **weights}
-    for array in inputs.values():
-        array.requires_grad_()
-    x, weight = inputs["x"], normal(BATCH, LENGTH, WIDTH)
-    q, k, v = (torch.einsum("bld,dhk->blhk", x, weights[name]) for name in "qkv")
-    y = torch.einsum("blhp,hpd->bld", form(q, k, v, x), weights["out"])
-    (y * weight).sum().backward()
-    found = {"weight": weight, "y": y} | inputs | {f"d{n}": a.grad for n, a in inputs.items()}
-    arrays |= {f"{form.__name__}/{n}": array.detach().numpy() for n, array in found.items()}
-np.savez_compressed(
-    Path(__file__).with_name("linear.npz"),
-    versions=f"torch {torch.__version__}, flash-linear-attention {fla.__version__}",
-    **arrays,
-)
+    x_BLD, weight_BLD = normal(BATCH, LENGTH, WIDTH), normal(BATCH, LENGTH, WIDTH)
+    found = {"x": x_BLD, "weight": weight_BLD} | weights
+    found |= values_and_gradients(Heads(form, weights), x_BLD, weight_BLD)
+    arrays |= {f"{form.__name__}/{name}": array for name, array in found.items()}
+save("linear", ["flash-linear-attention"], arrays)

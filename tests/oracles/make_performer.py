@@ -1,9 +1,8 @@
-"""Writes performer.npz: `performer-pytorch`'s FAVOR+, causal and not, run on a CPU."""
+"""Writes performer.npz: `performer-pytorch`'s FAVOR+, causal and not, run on a CPU.
 
-from importlib.metadata import version
-from pathlib import Path
+Run ``python -m tests.oracles.make_performer`` with the extra `oracles`.
+"""
 
-import numpy as np
 import torch
 from performer_pytorch.performer_pytorch import (
     causal_linear_attention_noncuda,
@@ -12,20 +11,33 @@ from performer_pytorch.performer_pytorch import (
     softmax_kernel,
 )
 
+from tests.oracles.freeze import Heads, save, values_and_gradients
+
 BATCH, LENGTH, WIDTH, HEADS, FEATURES = 2, 11, 8, 2, 10
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 head_dim = WIDTH // HEADS
 projection = gaussian_orthogonal_random_matrix(FEATURES, head_dim)
-inputs = {
-    "x": torch.randn(BATCH, LENGTH, WIDTH),
+x_BLD = torch.randn(BATCH, LENGTH, WIDTH)
+weights = {
     "q": torch.randn(WIDTH, HEADS, head_dim) * WIDTH**-0.5,
     "k": torch.randn(WIDTH, HEADS, head_dim) * WIDTH**-0.5,
     "v": torch.randn(WIDTH, HEADS, head_dim) * WIDTH**-0.5,
     "out": torch.randn(HEADS, head_dim, WIDTH) * WIDTH**-0.5,
 }
-weight = torch.randn(BATCH, LENGTH, WIDTH)
+weight_BLD = torch.randn(BATCH, LENGTH, WIDTH)
+
+
+def favor(attention):
+    def core(layer, x, q, k, v):
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+        # Without the library's addition to every feature, which makes the estimate biased.
+        q = softmax_kernel(q, projection_matrix=projection, is_query=True, eps=0.0)
+        k = softmax_kernel(k, projection_matrix=projection, is_query=False, eps=0.0)
+        return attention(q, k, v).transpose(1, 2)
+
+    return core
 
 
 def causal_attention(q, k, v):
@@ -34,18 +46,8 @@ def causal_attention(q, k, v):
 
 arrays = {}
 for form, attention in (("causal", causal_attention), ("both ways", linear_attention)):
-    leaves = {name: array.clone().requires_grad_() for name, array in inputs.items()}
-    q, k, v = (torch.einsum("bld,dhk->bhlk", leaves["x"], leaves[name]) for name in "qkv")
-    # Without the library's addition to every feature, which makes the estimate biased.
-    q = softmax_kernel(q, projection_matrix=projection, is_query=True, eps=0.0)
-    k = softmax_kernel(k, projection_matrix=projection, is_query=False, eps=0.0)
-    y = torch.einsum("bhlp,hpd->bld", attention(q, k, v), leaves["out"])
-    (y * weight).sum().backward()
-    found = {"weight": weight, "projection": projection, "y": y} | leaves
-    found |= {f"d{name}": array.grad for name, array in leaves.items()}
-    arrays |= {f"{form}/{name}": array.detach().numpy() for name, array in found.items()}
-np.savez_compressed(
-    Path(__file__).with_name("performer.npz"),
-    versions=f"torch {torch.__version__}, performer-pytorch {version('performer-pytorch')}",
-    **arrays,
-)
+    layer = Heads(favor(attention), weights)
+    found = {"x": x_BLD, "weight": weight_BLD, "projection": projection} | weights
+    found |= values_and_gradients(layer, x_BLD, weight_BLD)
+    arrays |= {f"{form}/{name}": array for name, array in found.items()}
+save("performer", ["performer-pytorch"], arrays)

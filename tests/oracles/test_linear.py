@@ -1,11 +1,9 @@
 """`linear` against `flash-linear-attention`'s feature maps and naive forms."""
 
-from pathlib import Path
-
 import pytest
 
 from hybrid_lm.mixers import Linear
-from tests.oracles.kernelized import assert_matches, fixture
+from tests.oracles.compare import load, mixer_matches
 
 SIZES = {"heads": 2, "feature_dim": 3, "chunk_size": 4}
 FORMS = {
@@ -19,6 +17,9 @@ FORMS = {
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("form", FORMS)
 def test_values_and_gradients_are_those_of_flash_linear_attention(form: str):
-    # The oracle computes in float32, and adds up to 1e-6 to the normaliser.
-    oracle = fixture(Path(__file__).with_name("linear.npz"), form)
-    assert_matches(FORMS[form], oracle, 1e-5)
+    names = ["q", "k", "v", "out"]
+    if FORMS[form].decay == "token":
+        names += ["gate", "gate_bias"]
+    fixture = load("linear", form)
+    # The oracle adds up to 1e-6 to the normaliser.
+    mixer_matches(FORMS[form], fixture, fixture, lambda theirs: {n: theirs[n] for n in names})

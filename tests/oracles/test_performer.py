@@ -1,18 +1,20 @@
 """`performer` against `performer-pytorch`'s FAVOR+ with the same random projection."""
 
-from pathlib import Path
-
 import pytest
 
 from hybrid_lm.mixers import Performer, performer
-from tests.oracles.kernelized import assert_matches, fixture
+from tests.oracles.compare import load, mixer_matches
+
+
+def ours(theirs):
+    return {name: theirs[name] for name in ("q", "k", "v", "out")}
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("form", ["causal", "both ways"])
 def test_values_and_gradients_are_those_of_performer_pytorch(form: str, monkeypatch):
-    oracle = fixture(Path(__file__).with_name("performer.npz"), form)
-    projection_NK = oracle["projection"]
+    fixture = load("performer", form)
+    projection_NK = fixture["projection"]
     monkeypatch.setattr(performer, "directions", lambda *_: projection_NK)
     config = Performer(
         heads=2,
@@ -22,4 +24,4 @@ def test_values_and_gradients_are_those_of_performer_pytorch(form: str, monkeypa
         causal=form == "causal",
     )
     # Both compute in float64; what is left is rounding.
-    assert_matches(config, oracle, 1e-12)
+    mixer_matches(config, fixture, fixture, ours, tolerance=1e-12)

@@ -7,7 +7,7 @@ Yang et al. 2024, arXiv 2406.06484) and Gated DeltaNet (arXiv 2412.06464, equati
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.delta_rule import reference, xla
+from hybrid_lm.kernels.delta_rule import gpu, reference, xla
 from hybrid_lm.kernels.dispatch import choose
 
 
@@ -39,7 +39,8 @@ def delta_rule(
     Returns:
         y_BLHP in float32 (float64 for float64 inputs), and the state after the last token.
     """
-    chosen = choose("delta_rule", implementation, {"xla": None, "reference": None})
+    obstacles = {"pallas": gpu.obstacle(k_BLHK, v_BLHP), "xla": None, "reference": None}
+    chosen = choose("delta_rule", implementation, obstacles)
     batch, _, heads, value_dim = v_BLHP.shape
     if initial_state_BHKP is None:
         wide = jnp.promote_types(v_BLHP.dtype, jnp.float32)
@@ -47,4 +48,6 @@ def delta_rule(
     operands = (q_BLHK, k_BLHK, v_BLHP, beta_BLH, log_decay_BLH, resets_BL, initial_state_BHKP)
     if chosen == "reference":
         return reference.delta_rule(*operands)
+    if chosen == "pallas":
+        return gpu.delta_rule(*operands)
     return xla.delta_rule(*operands, chunk_size=chunk_size)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.toeplitz import lower_toeplitz
 
 
 def scan(
@@ -46,7 +47,7 @@ def scan(
         toeplitz_iD, seen_Bmi, u_BmD = token
         return y + jnp.where(seen_Bmi[..., None], toeplitz_iD * u_BmD[:, :, None], 0.0), None
 
-    tokens = (_toeplitz(kernel_iD), seen_jBmi, jnp.moveaxis(u, 2, 0))
+    tokens = (lower_toeplitz(kernel_iD), seen_jBmi, jnp.moveaxis(u, 2, 0))
     y, _ = jax.lax.scan(add_token, jnp.zeros_like(u), tokens, unroll=4)
 
     # The state that each chunk leaves: what its last document writes, and how much of the past.
@@ -81,14 +82,6 @@ def scan(
     y_before -= einsum_f32("bmdn,idn->bmid", before_im, read_im)
     y += jnp.where((runs == 0)[..., None], y_before, 0.0)
     return y.reshape(batch, -1, y.shape[-1])[:, :length], final_BDN
-
-
-def _toeplitz(kernel_iD: jax.Array) -> jax.Array:
-    """[j, i, D]: ``kernel[i - j]``, 0 where i < j. Reshaped: the gradient of an index is slow."""
-    size, width = kernel_iD.shape
-    padded = jnp.concatenate([kernel_iD, jnp.zeros_like(kernel_iD)])
-    rows = jnp.broadcast_to(padded, (size, 2 * size, width)).reshape(-1, width)
-    return rows[: size * (2 * size - 1)].reshape(size, 2 * size - 1, width)[:, :size]
 
 
 def _parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:

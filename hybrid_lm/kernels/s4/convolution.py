@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from hybrid_lm.kernels.long_conv.circular import circular
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.kernels.s4.system import dense, discretise, matrix_power
 
@@ -56,7 +57,7 @@ def kernel(
 
 def two_sided(u_BLD: jax.Array, forward_LD: jax.Array, backward_LD: jax.Array) -> jax.Array:
     """``y_t = sum_{j <= t} forward_{t-j} u_j + sum_{j > t} backward_{j-t-1} u_j``, by FFT."""
+    circle_DZ = jnp.concatenate([forward_LD, backward_LD[::-1]]).T
     length = u_BLD.shape[1]
-    circle_LD = jnp.concatenate([forward_LD, backward_LD[::-1]])
-    spectrum = jnp.fft.rfft(u_BLD, 2 * length, axis=1) * jnp.fft.rfft(circle_LD, axis=0)
-    return jnp.fft.irfft(spectrum, 2 * length, axis=1)[:, :length]
+    y_BDZ = circular(jnp.swapaxes(u_BLD, 1, 2), circle_DZ[None], 2 * length)
+    return jnp.swapaxes(y_BDZ[..., :length], 1, 2)

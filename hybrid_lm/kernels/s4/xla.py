@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.kernels.s4 import reference
 from hybrid_lm.kernels.s4.system import System, dense, matrix_power, twice_real
+from hybrid_lm.kernels.toeplitz import lower_toeplitz
 
 
 def s4(
@@ -32,10 +33,7 @@ def s4(
     start = (system.b_DN, system.c_DN)
     _, (reach_CDN, read_CDN) = jax.lax.scan(power, start, length=chunk_size)
     kernel_CD = twice_real(system.c_DN, reach_CDN)
-    place_C = jnp.arange(chunk_size)
-    back_CC = place_C[:, None] - place_C
-    toeplitz_CCD = jnp.where((back_CC >= 0)[..., None], kernel_CD[back_CC], 0)
-    y_BnCD = einsum_f32("ijd,bnjd->bnid", toeplitz_CCD, u_BnCD)
+    y_BnCD = einsum_f32("jid,bnjd->bnid", lower_toeplitz(kernel_CD), u_BnCD)
 
     # Real vectors [Re h; Im h] from here on.
     write_CDM = jnp.concatenate([reach_CDN.real, reach_CDN.imag], axis=-1)[::-1]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.dispatch import choose
-from hybrid_lm.kernels.ssd import reference, xla
+from hybrid_lm.kernels.ssd import gpu, reference, xla
 
 
 def ssd(
@@ -37,7 +37,8 @@ def ssd(
     Returns:
         y_BLHP in float32 (float64 for float64 inputs), and the state after the last token.
     """
-    chosen = choose("ssd", implementation, {"xla": None, "reference": None})
+    obstacles = {"pallas": gpu.obstacle(k_BLGN, v_BLHP), "xla": None, "reference": None}
+    chosen = choose("ssd", implementation, obstacles)
     batch, _, heads, value_dim = v_BLHP.shape
     wide = jnp.promote_types(v_BLHP.dtype, jnp.float32)
     if initial_state_BHNP is None:
@@ -45,4 +46,6 @@ def ssd(
     operands = (q_BLGN, k_BLGN, v_BLHP, log_decay_BLH, resets_BL, initial_state_BHNP)
     if chosen == "reference":
         return reference.ssd(*operands)
+    if chosen == "pallas":
+        return gpu.ssd(*operands)
     return xla.ssd(*operands, chunk_size=chunk_size)

@@ -1,0 +1,237 @@
+"""What linear recurrences in chunks share on a GPU: the kernels that take all chunks side by side.
+
+``S_t = a_t S_{t-1} + k_t v_t^T`` and ``y_t = S_t^T q_t`` in chunks of C tokens, from the state
+before each chunk (`outputs`) and, backwards, the cotangent of the state after it (the gradients).
+How the states are found is the recurrence's own. Heads that share a q and k are gone through one
+after another, so that gradients of q and k are summed in registers, in a fixed order.
+
+Decays reach the kernels as three factors of a token (made by XLA, which also differentiates them):
+``total``, the log decay since the start of the chunk; ``from_start`` and ``to_end``, what is left
+at the token of the state before the chunk, and at the end of the chunk of what the token writes.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.decay import sum_decays
+from hybrid_lm.kernels.dispatch import on_gpu
+from hybrid_lm.kernels.pallas_triton import dot
+
+
+class Factors(NamedTuple):
+    """Decays of tokens, float32 [B, H, L]; ``stays`` [B, H, chunks]: of the state over a chunk;
+    ``run`` int32 [B, L]: the number of starts of documents in the chunk so far.
+    """
+
+    total: jax.Array
+    from_start: jax.Array
+    to_end: jax.Array
+    stays: jax.Array
+    run: jax.Array
+
+
+class Sizes(NamedTuple):
+    """Tokens of a chunk, heads that share a q and k, and the number of parts, side by side, in
+    which they are gone through.
+    """
+
+    chunk: int
+    share: int = 1
+    parts: int = 1
+    interpret: bool = False
+
+
+def obstacle(v: jax.Array) -> str | None:
+    """Why no kernel can run on such values; None if one can."""
+    if not on_gpu():
+        return "the device is not a GPU"
+    if v.dtype == jnp.float64:
+        return "it computes in float32"
+    if v.shape[1] == 1:
+        return "a row of one token"
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return f"the mesh has {mesh.size} devices"
+    return None
+
+
+def padded(x: Any, multiple: int) -> Any:
+    """[B, L, ...] with L filled up by zeros; such tokens write nothing and keep the state."""
+    edge = -x.shape[1] % multiple
+    return jnp.pad(x, [(0, 0), (0, edge)] + [(0, 0)] * (x.ndim - 2))
+
+
+def factors(log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int) -> Factors:
+    """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk."""
+    batch, length, heads = shape
+
+    def by_token(x):
+        """[B, chunks, C, H] -> [B, H, L]"""
+        return jnp.moveaxis(x, -1, 1).reshape(batch, heads, length)
+
+    resets = None if resets_BL is None else resets_BL.reshape(batch, -1, chunk)
+    if log_decay_BLH is None:
+        total = jnp.zeros((batch, length // chunk, chunk, heads), jnp.float32)
+    else:
+        total = sum_decays(log_decay_BLH.reshape(batch, -1, chunk, heads), resets)
+    run = jnp.zeros(total.shape[:3], jnp.int32)
+    if resets is not None:
+        run = jnp.cumsum(resets, axis=2, dtype=jnp.int32)
+    last_run = run[:, :, -1:]
+    from_start = jnp.exp(jnp.where((run == 0)[..., None], total, -jnp.inf))
+    to_end = jnp.where((run == last_run)[..., None], total[:, :, -1:] - total, -jnp.inf)
+    stays = jnp.where(last_run == 0, jnp.exp(total[:, :, -1]), 0.0)
+    return Factors(
+        by_token(total),
+        by_token(from_start),
+        by_token(jnp.exp(to_end)),
+        jnp.moveaxis(stays, -1, 1),
+        run.reshape(batch, length),
+    )
+
+
+def decay(total_C, run_C, *, keys_first=False):
+    """decay_CC from token j to token i of a chunk, 0 where i does not see j; [i, j] or [j, i]."""
+    i, j = ((None, slice(None)), (slice(None), None))[:: 1 if keys_first else -1]
+    place = jnp.arange(total_C.shape[0])
+    seen = (place[i] >= place[j]) & (run_C[i] == run_C[j])
+    gap = jnp.minimum(total_C[i] - total_C[j], 0.0)  # above 0 only by rounding
+    return jnp.exp(jnp.where(seen, gap, -jnp.inf))
+
+
+def _outputs(q, k, v, total, run, from_start, before, y, *, chunk, share, parts):
+    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
+    scores_CC, run_C = dot(q_CN, k_CN, trans_b=True), run[batch, tokens]
+
+    def head(i, _):
+        h = part * heads + i
+        v_CP = v[batch, tokens, h, :]
+        y_CP = from_start[batch, h, tokens][:, None] * dot(q_CN, before[batch, c, h, :, :])
+        weights_CC = scores_CC * decay(total[batch, h, tokens], run_C)
+        y_CP += dot(weights_CC.astype(v_CP.dtype), v_CP)
+        y[batch, tokens, h, :] = y_CP.astype(y.dtype)
+
+    jax.lax.fori_loop(0, heads, head, None)
+
+
+def _read_gradients(
+    k, q, v, total, run, from_start, before, dy, dq, dfrom_start, *, chunk, share, parts
+):
+    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    k_CN, q_CN = k[batch, tokens, part // parts, :], q[batch, tokens, part // parts, :]
+    run_C = run[batch, tokens]
+
+    def head(i, dq_CN):
+        h = part * heads + i
+        v_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
+        read_CN = dot(dy_CP, before[batch, c, h, :, :], trans_b=True)
+        dfrom_start[batch, h, tokens] = jnp.sum(read_CN * q_CN, axis=1)
+        dscores_CC = dot(dy_CP, v_CP, trans_b=True) * decay(total[batch, h, tokens], run_C)
+        dq_CN += from_start[batch, h, tokens][:, None] * read_CN
+        return dq_CN + dot(dscores_CC.astype(k_CN.dtype), k_CN)
+
+    dq_CN = jax.lax.fori_loop(0, heads, head, jnp.zeros(k_CN.shape, jnp.float32))
+    dq[batch, tokens, part, :] = dq_CN.astype(dq.dtype)
+
+
+def _write_gradients(
+    q,
+    k,
+    v,
+    total,
+    run,
+    to_end,
+    before,
+    after,
+    dy,
+    dk,
+    dv,
+    dtotal,
+    dto_end,
+    dstays,
+    *,
+    chunk,
+    share,
+    parts,
+):
+    """Matrices [C, C] are of (key, query) here: no result of a product is transposed."""
+    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
+    run_C = run[batch, tokens]
+
+    def head(i, dk_CN):
+        h = part * heads + i
+        v_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
+        after_NP = after[batch, c, h, :, :]
+        to_end_C = to_end[batch, h, tokens][:, None]
+        decay_CC = decay(total[batch, h, tokens], run_C, keys_first=True)
+        # Not once for all heads: kept over the loop, it costs registers that are worth more.
+        weights_CC = dot(k_CN, q_CN, trans_b=True) * decay_CC
+        dv_CP = dot(weights_CC.astype(dy_CP.dtype), dy_CP) + to_end_C * dot(k_CN, after_NP)
+        dv[batch, tokens, h, :] = dv_CP.astype(dv.dtype)
+
+        dscores_CC = dot(v_CP, dy_CP, trans_b=True)
+        dgap_CC = weights_CC * dscores_CC
+        dtotal[batch, h, tokens] = jnp.sum(dgap_CC, axis=0) - jnp.sum(dgap_CC, axis=1)
+        dscores_CC = (dscores_CC * decay_CC).astype(q_CN.dtype)
+        written_CN = dot(v_CP, after_NP, trans_b=True)
+        dto_end[batch, h, tokens] = jnp.sum(written_CN * k_CN, axis=1)
+        before_NP = before[batch, c, h, :, :].astype(jnp.float32)
+        dstays[batch, h, c] = jnp.sum(before_NP * after_NP)
+        return dk_CN + to_end_C * written_CN + dot(dscores_CC, q_CN)
+
+    dk_CN = jax.lax.fori_loop(0, heads, head, jnp.zeros(k_CN.shape, jnp.float32))
+    dk[batch, tokens, part, :] = dk_CN.astype(dk.dtype)
+
+
+def _by_chunk(kernel, outputs, operands, sizes: Sizes):
+    """Run a kernel on every part of the heads of every chunk; operands start with [B, L, G, N]."""
+    batch, length, groups, _ = operands[0].shape
+    return pallas_triton.call(
+        partial(kernel, chunk=sizes.chunk, share=sizes.share, parts=sizes.parts),
+        (groups * sizes.parts, length // sizes.chunk, batch),
+        outputs,
+        *operands,
+        warps=4,
+        stages=2,
+        interpret=sizes.interpret,
+    )
+
+
+def outputs(q, k, v, factors: Factors, before, sizes: Sizes) -> jax.Array:
+    """y [B, L, H, P] in the dtype of v, from the states before the chunks [B, chunks, H, N, P]."""
+    operands = (q, k, v, factors.total, factors.run, factors.from_start, before)
+    return _by_chunk(_outputs, jax.ShapeDtypeStruct(v.shape, v.dtype), operands, sizes)
+
+
+def gradients(q, k, v, factors: Factors, before, after, dy, sizes: Sizes):
+    """Cotangents (dq, dk, dv, of the factors) from those of y and of the states after the chunks.
+
+    They are those of `outputs` and of the writes ``to_end k v^T`` and decays ``stays`` together.
+    """
+    total, from_start, to_end, stays, run = factors
+    batch, length, groups, n = q.shape
+    dtype = jnp.float32 if sizes.parts > 1 else q.dtype
+    dqk = jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
+    vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
+    operands = (k, q, v, total, run, from_start, before, dy)
+    dq, dfrom_start = _by_chunk(_read_gradients, (dqk, vector), operands, sizes)
+    dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
+    dstays = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
+    operands = (q, k, v, total, run, to_end, before, after, dy)
+    dk, dv, dtotal, dto_end, dstays = _by_chunk(
+        _write_gradients, (dqk, dv, vector, vector, dstays), operands, sizes
+    )
+    if sizes.parts > 1:
+        dq, dk = (d.reshape(*q.shape[:3], -1, n).sum(3).astype(q.dtype) for d in (dq, dk))
+    dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
+    return dq, dk, dv, dfactors

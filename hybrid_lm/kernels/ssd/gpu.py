@@ -1,0 +1,154 @@
+"""State-space duality as Pallas kernels for NVIDIA GPUs (Triton backend).
+
+`_pass_states` walks over the chunks with the state of a head in registers and leaves the state
+before each of them; backwards it walks in reverse with the cotangent of the state. All else is done
+for all chunks side by side (`hybrid_lm.kernels.chunked_gpu`). Where rows are few, the walk is cut
+in spans: once from zero for what each span writes, once from the right states.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from hybrid_lm.kernels import chunked_gpu, pallas_triton
+from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, padded
+from hybrid_lm.kernels.pallas_triton import dot
+
+_CHUNK = 64
+_COLUMNS = 64  # of a state in one program of the walk
+_WALKS = 128  # programs of the walk that fill a card
+_PARTS = 1024  # parts of heads, chunk by chunk, that fill it
+_DIMS = (16, 32, 64, 128, 256)
+
+
+def _pass_states(
+    k, v, weight, stays, start, last, *saved, chunk, share, spans, columns, steps, reverse
+):
+    """``S <- stays S + k^T (weight v)`` over the chunks of a span; saves S before each of them."""
+    row, head = pl.program_id(0), pl.program_id(1)
+    batch, span = row // spans, row % spans
+    block = pl.ds(pl.program_id(2) * columns, columns)
+
+    def step(i, state_NP):
+        c = span * steps + (steps - 1 - i if reverse else i)
+        tokens = pl.ds(c * chunk, chunk)
+        for ref in saved:
+            ref[batch, c, head, :, block] = state_NP.astype(ref.dtype)
+        v_CP = v[batch, tokens, head, block]
+        v_CP = (v_CP * weight[batch, head, tokens][:, None]).astype(v_CP.dtype)
+        k_CN = k[batch, tokens, head // share, :]
+        return stays[batch, head, c] * state_NP + dot(k_CN, v_CP, trans_a=True)
+
+    state_NP = jax.lax.fori_loop(0, steps, step, start[batch, span, head, :, block])
+    last[batch, span, head, :, block] = state_NP
+
+
+def _walk(k, v, weight, stays, start_BHNP, spans: int, sizes: Sizes, *, reverse: bool):
+    """The state before (in reverse: after) each chunk, [B, chunks, H, N, P], and the last one."""
+    batch, _, heads, width = v.shape
+    chunks, columns = stays.shape[-1], min(width, _COLUMNS)
+    steps = chunks // spans
+    n = start_BHNP.shape[2]
+    per_span = jax.ShapeDtypeStruct((batch, spans, heads, n, width), jnp.float32)
+    per_chunk = jax.ShapeDtypeStruct((batch, chunks, heads, n, width), v.dtype)
+    kernel = partial(
+        _pass_states,
+        chunk=sizes.chunk,
+        share=sizes.share,
+        spans=spans,
+        columns=columns,
+        steps=steps,
+        reverse=reverse,
+    )
+
+    def run(starts, *outputs):
+        return pallas_triton.call(
+            kernel,
+            (batch * spans, heads, width // columns),
+            outputs,
+            *(k, v, weight, stays, starts),
+            warps=4,
+            stages=3 if v.dtype == jnp.bfloat16 else 1,
+            interpret=sizes.interpret,
+        )
+
+    if spans == 1:
+        last, states = run(start_BHNP[:, None], per_span, per_chunk)
+        return states, last[:, 0]
+    (ends,) = run(jnp.zeros(per_span.shape, per_span.dtype), per_span)
+    decay = stays.reshape(batch, heads, spans, steps).prod(-1)[..., None, None]
+
+    def pass_span(state, span):
+        decay, end = span
+        return decay * state + end, state
+
+    operands = jnp.moveaxis(decay, 2, 0), jnp.moveaxis(ends, 1, 0)
+    _, starts = jax.lax.scan(pass_span, start_BHNP, operands, reverse=reverse)
+    last, states = run(jnp.moveaxis(starts, 0, 1), per_span, per_chunk)
+    return states, last[:, 0 if reverse else -1]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _ssd(q, k, v, factors: Factors, start_BHNP, spans: int, sizes: Sizes):
+    """Outputs in the dtype of v, and the last state."""
+    return _ssd_forward(q, k, v, factors, start_BHNP, spans, sizes)[0]
+
+
+def _ssd_forward(q, k, v, factors, start_BHNP, spans, sizes):
+    writes = (k, v, factors.to_end, factors.stays)
+    before, last = _walk(*writes, start_BHNP, spans, sizes, reverse=False)
+    y = chunked_gpu.outputs(q, k, v, factors, before, sizes)
+    return (y, last), (q, k, v, factors, before)
+
+
+def _ssd_backward(spans, sizes, residuals, cotangents):
+    q, k, v, factors, before = residuals
+    dy, dlast = cotangents
+    reads = (q, dy, factors.from_start, factors.stays)
+    after, dstart = _walk(*reads, dlast, spans, sizes, reverse=True)
+    return *chunked_gpu.gradients(q, k, v, factors, before, after, dy, sizes), dstart
+
+
+_ssd.defvjp(_ssd_forward, _ssd_backward)
+
+
+def obstacle(k_BLGN: jax.Array, v_BLHP: jax.Array) -> str | None:
+    """Why the kernels cannot run on these operands; None if they can."""
+    n, width = k_BLGN.shape[-1], v_BLHP.shape[-1]
+    if n not in _DIMS or width not in _DIMS or n * width > 128 * 256:
+        return f"states of {n} x {width}"
+    return chunked_gpu.obstacle(v_BLHP)
+
+
+def ssd(
+    q_BLGN: jax.Array,
+    k_BLGN: jax.Array,
+    v_BLHP: jax.Array,
+    log_decay_BLH: jax.Array | None,
+    resets_BL: jax.Array | None,
+    initial_state_BHNP: jax.Array,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """See `hybrid_lm.kernels.ssd.ssd`; any L."""
+    batch, length, heads, width = v_BLHP.shape
+    groups = k_BLGN.shape[2]
+    share = heads // groups
+    chunks = -(-length // _CHUNK)
+    walks = batch * heads * -(-width // _COLUMNS)
+    spans = 1
+    while walks * spans < _WALKS and 8 * spans < chunks:
+        spans *= 2
+    parts = 1
+    while batch * chunks * groups * parts < _PARTS and share % (2 * parts) == 0:
+        parts *= 2
+
+    pad = partial(padded, multiple=_CHUNK * spans)
+    v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
+    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK)
+    sizes = Sizes(_CHUNK, share, parts, interpret)
+    operands = (pad(q_BLGN), pad(k_BLGN), v, factors, initial_state_BHNP)
+    y, last = _ssd(*operands, spans, sizes)  # pyright: ignore[reportGeneralTypeIssues]
+    return y[:, :length].astype(jnp.float32), last

@@ -1,0 +1,89 @@
+"""The Pallas kernels of SSD and of the delta rule: equal the definition, and lower for CUDA."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_lm.kernels.delta_rule import delta_rule
+from hybrid_lm.kernels.delta_rule import gpu as delta_gpu
+from hybrid_lm.kernels.ssd import gpu as ssd_gpu
+from hybrid_lm.kernels.ssd import ssd
+from tests.lowering import count_triton_kernels
+from tests.numerics import assert_close, jit
+
+BATCH, HEADS, N, P = 2, 4, 16, 32
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+
+
+def operands(length: int, groups: int, *, strengths: bool, dtype=jnp.float32):
+    """q, k, v, (beta,) log decay, initial state, and cotangents of the outputs and last state."""
+    rng = np.random.default_rng(length)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    k = normal(BATCH, length, groups, N)
+    k /= jnp.linalg.norm(k, axis=-1, keepdims=True)
+    qkv = normal(BATCH, length, groups, N), k, normal(BATCH, length, HEADS, P)
+    by_head = BATCH, length, HEADS
+    beta = (jax.nn.sigmoid(normal(*by_head)),) if strengths else ()
+    state = normal(BATCH, HEADS, N, P)
+    inputs = *(x.astype(dtype) for x in qkv), *beta, -jnp.exp(normal(*by_head) - 1), state
+    return inputs, (normal(*by_head, P), normal(BATCH, HEADS, N, P))
+
+
+def starts(length: int) -> np.ndarray:
+    return np.random.default_rng(1).random((BATCH, length)) < 0.1
+
+
+def values_and_gradients(op, resets_BL, cotangents, *inputs):
+    def run(*inputs):
+        *inputs, state = inputs
+        return op(*inputs, resets_BL, state)
+
+    values, pull = jax.vjp(run, *inputs)
+    return *values, *pull(cotangents)
+
+
+# Long enough for several spans of the walk; heads that share q and k in several parts.
+@pytest.mark.parametrize(
+    ("length", "groups", "packed"),
+    [(300, 2, True), pytest.param(32, 1, False, marks=pytest.mark.thorough)],
+)
+def test_ssd_equals_the_definition(monkeypatch, length, groups, packed):
+    monkeypatch.setattr(ssd_gpu, "_CHUNK", 16)
+    monkeypatch.setattr(ssd_gpu, "_PARTS", 80)
+    inputs, cotangents = operands(length, groups, strengths=False)
+    resets_BL = starts(length) if packed else None
+    forms = partial(ssd_gpu.ssd, interpret=True), partial(ssd, implementation="reference")
+    got, want = (
+        jit(partial(values_and_gradients, op, resets_BL, cotangents))(*inputs) for op in forms
+    )
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("length", "packed"), [(77, True), pytest.param(32, False, marks=pytest.mark.thorough)]
+)
+def test_delta_rule_equals_the_definition(monkeypatch, length, packed):
+    monkeypatch.setattr(delta_gpu, "_CHUNK", 16)
+    inputs, cotangents = operands(length, HEADS, strengths=True)
+    resets_BL = starts(length) if packed else None
+    reference = partial(delta_rule, implementation="reference")
+    forms = partial(delta_gpu.delta_rule, interpret=True), reference
+    got, want = (
+        jit(partial(values_and_gradients, op, resets_BL, cotangents))(*inputs) for op in forms
+    )
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("op", "strengths", "kernels"), [(ssd_gpu.ssd, False, 7), (delta_gpu.delta_rule, True, 8)]
+)
+def test_they_lower_for_cuda(op, strengths, kernels):
+    inputs, cotangents = operands(600, HEADS, strengths=strengths, dtype=jnp.bfloat16)
+    run = partial(values_and_gradients, op, starts(600), cotangents)
+    assert count_triton_kernels(run, *inputs) == kernels
