@@ -29,7 +29,7 @@ from hybrid_lm.instruments import suite, table
 from hybrid_lm.instruments.bench import Bench, Session
 from hybrid_lm.instruments.documents import Documents
 from hybrid_lm.model import Model, Params
-from hybrid_lm.results import NotRun, Report
+from hybrid_lm.results import LEFT_TO_EVALUATE, NotRun, Report
 from hybrid_lm.run_dir import RunDir
 from hybrid_lm.sharding import MeshConfig
 from hybrid_lm.statistics import require_enough
@@ -87,8 +87,7 @@ class Evaluator:
         with jax.set_mesh(self.bench.mesh):
             measured = table.measure(session)
         report = table.report(session, self.corpus, measured)
-        reason = "left to python -m hybrid_lm.evaluate"
-        not_run = tuple(NotRun(instrument.name, reason) for instrument in suite.INSTRUMENTS)
+        not_run = tuple(NotRun(part.name, LEFT_TO_EVALUATE) for part in suite.INSTRUMENTS)
         return dataclasses.replace(report, not_run=not_run)
 
 
@@ -113,8 +112,8 @@ class Options:
     resamples: int = 10_000
     """Bootstrap resamples of the documents behind each interval."""
     only: str | None = None
-    """Instruments, separated by commas: knockout, field, shapley, token_classes, scoring, lens, or
-    table for none of them. None: all but lens."""
+    """Instruments, separated by commas: causality, knockout, field, shapley, token_classes,
+    scoring, lens, or table for none of them. None: all but lens."""
     lens: bool = False
     """Also train a tuned lens on training documents (kept in RUN_DIR/lens)."""
     output: Path | None = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hybrid_lm.errors import UserError
 from hybrid_lm.run_dir import RunDir
 
 
@@ -29,6 +30,21 @@ class Row:
     tokens_per_s: float
     step_ms: float
     mfu: float
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a ``metrics.jsonl``, of a run under way too; none where there is no file.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    if not path.exists():
+        return []
+    whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [Row(**json.loads(line)) for line in whole_lines]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no metrics of this version: {error}") from error
 
 
 class MetricsLog:

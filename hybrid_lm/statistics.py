@@ -1,7 +1,7 @@
 """Intervals, power and win rates over documents: the document is the unit that is resampled."""
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from hybrid_lm.errors import UserError
 
@@ -137,11 +137,8 @@ def hierarchical_ci95(differences: np.ndarray, *, resamples: int) -> np.ndarray:
     document_weights = _resampled_weights(rng, documents, resamples)
     means = np.einsum("rs,rd,sdc->rc", seed_weights, document_weights, differences, optimize=True)
     low_high = np.quantile(means, [0.025, 0.975], axis=0)
-    of_seeds = differences.mean(axis=1).var(axis=0, ddof=1) / seeds
-    of_documents = differences.mean(axis=0).var(axis=0, ddof=1) / documents
-    squares = of_seeds**2 / (seeds - 1) + of_documents**2 / (documents - 1)
-    freedom = (of_seeds + of_documents) ** 2 / np.where(squares > 0, squares, 1)
-    stretch = stats.t.ppf(0.975, np.maximum(freedom, 1)) / stats.norm.ppf(0.975)
+    _, freedom = _error_over_seeds(differences)
+    stretch = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
     return (mean + stretch * (low_high - mean)).T
 
 
@@ -154,6 +151,23 @@ def minimum_detectable_effect(differences: np.ndarray) -> float:
     return float(quantiles.sum() * _standard_error(differences))
 
 
+def minimum_detectable_effect_over_seeds(differences: np.ndarray) -> float:
+    """`minimum_detectable_effect` of a test that generalises to other seeds and documents.
+
+    With the standard error and the degrees of freedom of `hierarchical_ci95`, from the noncentral
+    t distribution: with two seeds that spread far more than documents do, 16 standard errors.
+
+    ``differences``: [seeds, documents], at least 2 of each.
+    """
+    error, freedom = _error_over_seeds(differences[..., None])
+    critical = stats.t.ppf(0.975, freedom[0])
+
+    def missing_power(effect: float) -> float:
+        return float(stats.nct.sf(critical, freedom[0], effect)) - 0.8
+
+    return float(error[0] * optimize.brentq(missing_power, 0, 100))
+
+
 def win_rate(differences: np.ndarray) -> float:
     """Share of documents with a positive difference; ``differences``: [documents]."""
     return float(np.mean(differences > 0))
@@ -163,6 +177,19 @@ def _resampled_weights(rng: np.random.Generator, size: int, resamples: int) -> n
     """Weights [resamples, size] of a mean; its variance over them is the unbiased one."""
     drawn = rng.multinomial(size, np.full(size, 1 / size), resamples) / size
     return 1 / size + (drawn - 1 / size) * (size / (size - 1)) ** 0.5
+
+
+def _error_over_seeds(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error of the mean of [seeds, documents, cells] and its degrees of freedom, [cells].
+
+    The variances over seeds and over documents add up (Satterthwaite 1946).
+    """
+    seeds, documents, _ = differences.shape
+    of_seeds = differences.mean(axis=1).var(axis=0, ddof=1) / seeds
+    of_documents = differences.mean(axis=0).var(axis=0, ddof=1) / documents
+    squares = of_seeds**2 / (seeds - 1) + of_documents**2 / (documents - 1)
+    freedom = (of_seeds + of_documents) ** 2 / np.where(squares > 0, squares, 1)
+    return np.sqrt(of_seeds + of_documents), np.maximum(freedom, 1)
 
 
 def _ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, axis: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from hybrid_lm.instruments import table
 from hybrid_lm.instruments.base import CannotRun, Instrument, Subject
 from hybrid_lm.instruments.bench import Bench, Session
 from hybrid_lm.instruments.cache import Cache
+from hybrid_lm.instruments.causality import CausalityInstrument
 from hybrid_lm.instruments.field import FieldInstrument
 from hybrid_lm.instruments.knockout import KnockoutInstrument
 from hybrid_lm.instruments.lens import LensInstrument
@@ -24,14 +25,15 @@ from hybrid_lm.instruments.scoring import ScoringInstrument
 from hybrid_lm.instruments.shapley import ShapleyInstrument
 from hybrid_lm.instruments.token_classes import TokenClassesInstrument
 from hybrid_lm.model import Params
+from hybrid_lm.results import NOT_ASKED_FOR, NotRun, Report
 from hybrid_lm.results import Instrument as Run
-from hybrid_lm.results import NotRun, Report
 
 TABLE = "table"
 """Name of the part that always runs."""
 
 
 INSTRUMENTS: tuple[Instrument, ...] = (
+    CausalityInstrument(),
     KnockoutInstrument(),
     FieldInstrument(),
     ShapleyInstrument(),
@@ -85,7 +87,7 @@ def run(
     session = Session(bench, params, step=step)
     key, cache = _key(session, corpus), Cache(directory)
     not_run = [
-        NotRun(instrument.name, "not asked for")
+        NotRun(instrument.name, NOT_ASKED_FOR)
         for instrument in INSTRUMENTS
         if instrument.name not in names
     ]

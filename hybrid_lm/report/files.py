@@ -1,11 +1,10 @@
 """The report's files: written in one step each, and read again."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from hybrid_lm.errors import UserError
+from hybrid_lm.files import write_texts
 from hybrid_lm.report.markdown import to_markdown
 from hybrid_lm.results import Report
 
@@ -23,16 +22,7 @@ def write(report: Report, directory: Path) -> None:
         "report.md": to_markdown(report),
         "report.html": page.render(report),
     }
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # In the same file system as the report, so that the replacement is one step.
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as work:
-            for name, text in texts.items():
-                Path(work, name).write_text(text, encoding="utf-8")
-            for name in texts:
-                os.replace(Path(work, name), directory / name)
-    except OSError as error:
-        raise UserError(f"the report cannot be written: {error}") from error
+    write_texts(directory, texts)
 
 
 def read(directory: Path) -> Report:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from hybrid_lm.results.causality import Causality
 from hybrid_lm.results.group import GroupReport
 from hybrid_lm.results.mixers import MixerReport
 from hybrid_lm.results.scoring import Scoring
@@ -35,6 +36,11 @@ class Instrument:
     """How its numbers must not be read."""
     protocol: str
     """What exactly was done, e.g. on how many documents."""
+
+
+NOT_ASKED_FOR = "not asked for"
+LEFT_TO_EVALUATE = "left to python -m hybrid_lm.evaluate"
+"""Reasons of a `NotRun` that another evaluation may do away with."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class Report:
     """The same through its trained map."""
     correction: str | None = None
     """How the ``adjusted_p`` of knock-outs are corrected for the number of cells."""
+    causality: Causality | None = None
     shapley: ShapleyTotal | None = None
     token_classes: tuple[TokenClass, ...] = ()
     scoring: tuple[Scoring, ...] = ()
