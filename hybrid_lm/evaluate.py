@@ -112,8 +112,8 @@ class Options:
     resamples: int = 10_000
     """Bootstrap resamples of the documents behind each interval."""
     only: str | None = None
-    """Instruments, separated by commas: knockout, field, shapley, token_classes, scoring, lens, or
-    table for none of them. None: all but lens."""
+    """Instruments, separated by commas: causality, knockout, field, shapley, token_classes,
+    scoring, lens, or table for none of them. None: all but lens."""
     lens: bool = False
     """Also train a tuned lens on training documents (kept in RUN_DIR/lens)."""
     output: Path | None = None

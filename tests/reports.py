@@ -5,6 +5,8 @@ import math
 from hybrid_lm.octaves import octaves
 from hybrid_lm.results import (
     Bucket,
+    Causality,
+    CausalityGroup,
     Control,
     ExitBucket,
     Field,
@@ -90,6 +92,9 @@ def full_report(length: int = 16384, training_length: int = 8192) -> Report:
         entry_nll=5.41,
         lens_entry_nll=3.02,
         correction="Holm over the 32 cells group x octave",
+        causality=Causality(
+            8191, 8, tuple(CausalityGroup(group[0], 0.0, 3.4 + i) for i, group in enumerate(GROUPS))
+        ),
         shapley=ShapleyTotal(1.3127 + total, total, (total - 0.04, total + 0.05)),
         token_classes=tuple(
             TokenClass(
@@ -112,6 +117,7 @@ def full_report(length: int = 16384, training_length: int = 8192) -> Report:
             for mode, shift in (("full", 0.0), ("streaming", 0.011))
         ),
         instruments=(
+            Instrument("causality", "A few documents prove little.", "8 documents."),
             Instrument("knockout", "Neither form bounds a retrained model.", "5 draws a group."),
             Instrument("field", "Cut to w, a token sees w to 2w tokens.", "Widths 128 to 4096."),
             Instrument("shapley", "Coalitions are far from anything trained.", "16 coalitions."),

@@ -12,6 +12,7 @@ import pytest
 
 from hybrid_lm import page
 from hybrid_lm.octaves import octaves
+from hybrid_lm.page.mixers import LAWS
 from hybrid_lm.report import to_markdown
 from hybrid_lm.results import NotRun, Report
 from tests.reports import GROUPS, KINDS, full_report
@@ -53,7 +54,8 @@ def test_every_part_that_has_run_is_there_with_its_caveat(pages):
         assert name in text
     for start, end in octaves(FULL.length):
         assert f"{start}-{end}" in text
-    assert "p < 0.001" in text
+    assert "adjusted p position without early" in text
+    assert "0-128 < 0.001 < 0.001 < 0.001 0.731" in text
     for hash_ in ("fingerprint", "split_sha256", "tokenizer_sha256"):
         assert FULL.corpus[hash_] in text
     assert "A <b>long</b> name & more" in text
@@ -68,12 +70,17 @@ def test_what_has_not_run_is_named_and_not_drawn(pages):
         assert f'<section id="{name}"' not in published
         assert f'<section id="{name}"' in full
     text = words(published)
-    for name in ("knockout", "field", "lens", "shapley", "token_classes", "scoring"):
+    for name in ("causality", "knockout", "field", "lens", "shapley", "token_classes", "scoring"):
         assert f"{name}: not in this report" in text
     reason = dataclasses.replace(PUBLISHED, not_run=(NotRun("shapley", "more than 6 groups"),))
     text = words(page.render(reason))
     assert "shapley: more than 6 groups" in text
     assert "shapley: not in this report" not in text
+
+
+def test_the_laws_on_the_board_are_those_of_the_tests():
+    files = {path.name for path in Path("tests/laws").glob("test_*.py")}
+    assert {law.test for law in LAWS} == files - {"test_bidirectional.py"}
 
 
 def test_images_need_no_browser():

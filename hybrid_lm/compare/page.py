@@ -25,7 +25,7 @@ from hybrid_lm.page.axes import (
     shape,
     tips,
 )
-from hybrid_lm.page.figure import Figure, Legend, Panel, Table
+from hybrid_lm.page.figure import Block, Figure, Legend, Panel, Protocol, Table
 from hybrid_lm.page.theme import LINE
 from hybrid_lm.report import show
 from hybrid_lm.results import Bucket, KnockoutBucket
@@ -39,35 +39,36 @@ def render(comparison: Comparison) -> str:
     base = comparison.runs[0].name
     return frame.document(
         f"Comparison with {base}",
-        [_positions(comparison), _differences(comparison), _speed(comparison)],
-        pattern=f"{base}: {comparison.runs[0].pattern}",
+        f"{base}: {comparison.runs[0].pattern}",
         headlines=[
             ("runs", str(len(comparison.runs)), ""),
             ("documents", str(comparison.documents), f"of the {comparison.split} split"),
             ("tokens of each", f"{comparison.length:,}", "from its start"),
         ],
-        groups_title="Runs",
-        groups=_summary(comparison),
-        groups_note=(
-            f"Versus {base}: nats per token, paired by document, with the 95% interval; negative "
-            f"is better. Better in: share of documents; {DETECTABLE}."
-        ),
+        blocks=[
+            Block(
+                "runs",
+                "Runs",
+                [_summary(comparison)],
+                f"Versus {base}: nats per token, paired by document, with the 95% interval; "
+                f"negative is better. Better in: share of documents; {DETECTABLE}.",
+            )
+        ],
+        figures=[_positions(comparison), _differences(comparison), _speed(comparison)],
         board=None,
-        protocol=protocol(comparison),
-        not_run=None,
-        caveats=[*comparison.caveats, *different_devices(comparison)],
-        documents=Table(
-            "Documents, by place in the split",
-            ["document", "name"],
-            [
-                [str(index), name]
-                for index, name in zip(
-                    comparison.document_indices, comparison.document_names, strict=True
-                )
-            ],
-            2,
+        protocol=Protocol(
+            protocol(comparison),
+            None,
+            [*comparison.caveats, *different_devices(comparison)],
+            [_documents(comparison)],
         ),
     )
+
+
+def _documents(comparison: Comparison) -> Table:
+    places = zip(comparison.document_indices, comparison.document_names, strict=True)
+    rows = [[str(index), name] for index, name in places]
+    return Table("Documents, by place in the split", ["document", "name"], rows, 2)
 
 
 def _names(comparison: Comparison) -> list[str]:

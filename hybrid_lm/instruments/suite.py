@@ -17,6 +17,7 @@ from hybrid_lm.instruments import table
 from hybrid_lm.instruments.base import CannotRun, Instrument, Subject
 from hybrid_lm.instruments.bench import Bench, Session
 from hybrid_lm.instruments.cache import Cache
+from hybrid_lm.instruments.causality import CausalityInstrument
 from hybrid_lm.instruments.field import FieldInstrument
 from hybrid_lm.instruments.knockout import KnockoutInstrument
 from hybrid_lm.instruments.lens import LensInstrument
@@ -32,6 +33,7 @@ TABLE = "table"
 
 
 INSTRUMENTS: tuple[Instrument, ...] = (
+    CausalityInstrument(),
     KnockoutInstrument(),
     FieldInstrument(),
     ShapleyInstrument(),

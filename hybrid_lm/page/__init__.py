@@ -14,14 +14,14 @@ from hybrid_lm.page import (
     frame,
     images,
     knockout,
-    mixers,
     positions,
-    protocol,
     scoring,
     shapley,
     token_classes,
 )
-from hybrid_lm.page.figure import Figure, Table
+from hybrid_lm.page.figure import Block, Figure, Table
+from hybrid_lm.page.mixers import board
+from hybrid_lm.page.protocol import protocol
 from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
@@ -43,23 +43,16 @@ def render(report: Report) -> str:
     """The page of a report, HTML."""
     return frame.document(
         f"Evaluation at step {report.step:,}",
-        figures(report),
-        pattern="; ".join(f"{group.name}: {group.pattern}" for group in report.groups),
+        "; ".join(f"{group.name}: {group.pattern}" for group in report.groups),
         headlines=_headlines(report),
-        groups_title="Layer groups",
-        groups=_groups(report),
-        groups_note=_GROUPS_NOTE,
-        board=mixers.board(report),
-        board_text=mixers.TEXT,
-        laws=mixers.laws(),
-        protocol=protocol.items(report),
-        not_run=protocol.not_run(report),
-        caveats=report.caveats,
-        documents=protocol.documents(report),
+        blocks=[Block("groups", "Layer groups", [_groups(report)], _GROUPS)],
+        figures=figures(report),
+        board=board(report),
+        protocol=protocol(report),
     )
 
 
-_GROUPS_NOTE = (
+_GROUPS = (
     "Exit ppl: perplexity read off the residual stream that leaves the group. Without it: change "
     "of the NLL in nats per token when the group's mixers are skipped, ± half of the 95% interval. "
     "Helps in: share of documents whose NLL rises. Detectable: the smallest change that such a set "
@@ -70,16 +63,8 @@ _GROUPS_NOTE = (
 def _headlines(report: Report) -> list[tuple[str, str, str]]:
     """What is measured, the number, its interval."""
     return [
-        (
-            "perplexity",
-            show.perplexity(report.perplexity),
-            show.interval(report.perplexity_ci95),
-        ),
-        (
-            "bits per byte",
-            f"{report.bits_per_byte:.4f}",
-            show.interval(report.bits_per_byte_ci95),
-        ),
+        ("perplexity", show.perplexity(report.perplexity), show.interval(report.perplexity_ci95)),
+        ("bits per byte", f"{report.bits_per_byte:.4f}", show.interval(report.bits_per_byte_ci95)),
         ("nats per token", f"{report.nll:.4f}", show.interval(report.nll_ci95)),
         ("documents", f"{report.documents}", f"of the {report.split} split"),
         ("tokens", f"{report.tokens:,}", f"{report.length:,} of each document"),
@@ -90,22 +75,12 @@ def _groups(report: Report) -> Table:
     state = f"state@{show.position(report.length)}"
     header = ["group", "pattern", "layers", "params", "FLOPs/token", state, "exit ppl"]
     header += ["without it (nats)", "helps in", "detectable"]
-    rows = [
-        [
-            *(
-                g.name,
-                g.pattern,
-                str(g.layers),
-                show.count(g.params),
-                show.count(g.flops_per_token),
-            ),
-            *(
-                show.memory(g.state_bytes),
-                show.perplexity(g.exit_perplexity),
-                show.change(g.knockout),
-            ),
-            *(f"{g.knockout.win_rate:.0%}", f"{g.knockout.minimum_detectable_effect:.4f}"),
-        ]
-        for g in report.groups
-    ]
+    rows = []
+    for g in report.groups:
+        found = g.knockout
+        row = [g.name, g.pattern, str(g.layers), show.count(g.params)]
+        row += [show.count(g.flops_per_token), show.memory(g.state_bytes)]
+        row += [show.perplexity(g.exit_perplexity), show.change(found)]
+        row += [f"{found.win_rate:.0%}", f"{found.minimum_detectable_effect:.4f}"]
+        rows.append(row)
     return Table("Costs are those of one document of the evaluated length", header, rows, 2)

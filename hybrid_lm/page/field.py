@@ -1,5 +1,8 @@
 """How far back each group looks: the loss when its receptive field is cut."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import altair as alt
 
 from hybrid_lm.page.axes import color, curves, drawn, tips, widths
@@ -8,7 +11,7 @@ from hybrid_lm.page.theme import LINE
 from hybrid_lm.report import show
 from hybrid_lm.results import Field, Report
 
-_TICKS = (-1, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+_TICKS = (-1, -0.1, -0.03, -0.01, -0.003, 0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 
 def figure(report: Report) -> Figure | None:
@@ -17,24 +20,28 @@ def figure(report: Report) -> Figure | None:
     if not fields:
         return None
     names = [group.name for group in report.groups]
-    rows = [_row(name, field, i) for name, field in fields for i in range(len(field.widths))]
+    rows = [_row(names, name, field, i) for name, field in fields for i in range(len(field.widths))]
     tolerance = fields[0][1].tolerance
     ticks = sorted({width.width for _, field in fields for width in field.widths})
-    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    low = min(row["low"] for row in rows)
+    high = max(tolerance, *(row["high"] for row in rows))
     x = widths(ticks, "width to which the group's field is cut (tokens)")
     y = alt.Y(
         "low:Q",
         title="NLL change, last octave (nats per token)",
         # Linear up to the tolerance, logarithmic beyond it.
         scale=alt.Scale(type="symlog", constant=tolerance, nice=False),
-        axis=alt.Axis(values=[t for t in _TICKS if low <= t <= high], format="~g"),
+        axis=alt.Axis(
+            values=[t for t in _TICKS if low <= t <= high], format="~g", labelOverlap=True
+        ),
     )
     hover = ["group", "cut to", "last octave", "all positions"]
     tolerated = drawn([{"y": tolerance}]).mark_rule(strokeDash=[4, 3], color=LINE).encode(y="y:Q")
     rings = []
     if effective := [row for row in rows if row["effective"]]:
-        ring = drawn(effective).mark_point(filled=False, size=230, strokeWidth=2, shape="circle")
-        rings = [ring.encode(x=x, y="value:Q", color=color(names), tooltip=tips(hover))]
+        ring = drawn(effective).mark_point(filled=False, strokeWidth=2, shape="circle")
+        size = alt.Size("ring:Q", scale=None)
+        rings = [ring.encode(x=x, y="value:Q", size=size, color=color(names), tooltip=tips(hover))]
     chart = curves(rows, names, x, y, hover, behind=[tolerated], before=rings)
     return Figure(
         name="field",
@@ -49,7 +56,7 @@ def figure(report: Report) -> Figure | None:
     )
 
 
-def _row(name: str, field: Field, place: int) -> dict:
+def _row(names: Sequence[str], name: str, field: Field, place: int) -> dict[str, Any]:
     width = field.widths[place]
     last = width.buckets[-1]
     return {
@@ -59,10 +66,12 @@ def _row(name: str, field: Field, place: int) -> dict:
         "low": last.ci95[0],
         "high": last.ci95[1],
         "effective": width.width == field.effective_context,
+        "ring": 150
+        + 130 * (names.index(name) % 6),  # rings of several groups lie around each other
         "group": name,
         "cut to": f"{width.width:,} tokens",
         "last octave": show.cell(last),
-        "all positions": f"{width.delta_nll:+.4f} ({show.interval(width.ci95, '+.4f')})",
+        "all positions": show.cell(width),
     }
 
 
@@ -80,7 +89,7 @@ def _table(name: str, field: Field) -> Table:
     rows = [
         [
             show.position(width.width),
-            f"{width.delta_nll:+.4f} ({show.interval(width.ci95, '+.4f')})",
+            show.cell(width),
             *map(show.cell, width.buckets),
         ]
         for width in field.widths

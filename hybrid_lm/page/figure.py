@@ -39,6 +39,27 @@ class Legend:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A titled section of tables, and what to know about them."""
+
+    name: str
+    title: str
+    tables: Sequence[Table]
+    text: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the numbers came about: terms and what they are, what is missing, how not to read it."""
+
+    items: Sequence[tuple[str, str]]
+    not_run: Sequence[str] | None
+    """None where there is nothing that could have run."""
+    caveats: Sequence[str]
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A titled section: charts, what they say and do not say, and the same numbers as tables."""
 

@@ -1,6 +1,7 @@
 """The page around the figures: head line, legends, tables, protocol; style and script inlined."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,22 @@ import jinja2
 from markupsafe import Markup
 
 from hybrid_lm.page import library, theme
-from hybrid_lm.page.figure import Figure
+from hybrid_lm.page.figure import Block, Figure, Protocol
 
 _HERE = Path(__file__).parent
 
 
-def document(title: str, figures: list[Figure], **parts: Any) -> str:
-    """The whole page; ``parts`` are what else the template shows."""
+def document(
+    title: str,
+    subtitle: str,
+    *,
+    headlines: Sequence[tuple[str, str, str]],
+    blocks: Sequence[Block],
+    figures: Sequence[Figure],
+    board: Block | None,
+    protocol: Protocol,
+) -> str:
+    """The whole page, from top to bottom; ``headlines``: what is measured, its value, a note."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -30,13 +40,17 @@ def document(title: str, figures: list[Figure], **parts: Any) -> str:
             charts[f"{figure.name}-{panel.name}"] = {"scope": scope, "spec": spec(panel.chart)}
     return environment.get_template("template.html").render(
         title=title,
+        subtitle=subtitle,
+        headlines=headlines,
+        blocks=blocks,
         figures=figures,
+        board=board,
+        protocol=protocol,
         marks=list(zip(theme.SERIES, theme.GLYPHS, strict=True)),
         style=Markup(_style()),
         script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         library=Markup(library.script()),
         charts=Markup(_json({"charts": charts, "config": theme.config() | _NO_LEGENDS})),
-        **parts,
     )
 
 

@@ -37,7 +37,7 @@ def figure(report: Report) -> Figure:
             largest=largest,
         )
         panels.append(Panel(name, title, chart))
-        tables.append(_table(title, report, names, found))
+        tables += _tables(title, report, names, found)
     text = "Change of the NLL, in nats per token, when one group is knocked out."
     if report.correction:
         text += f" p in the tables and on hovering: {report.correction}."
@@ -69,22 +69,27 @@ def _cells(names: Sequence[str], found: _Found) -> list[Cell]:
     ]
 
 
-def _table(title: str, report: Report, names: Sequence[str], found: _Found) -> Table:
+def _tables(title: str, report: Report, names: Sequence[str], found: _Found) -> list[Table]:
+    """Changes, and adjusted p values where there are any."""
     known = [(name, part) for name, part in zip(names, found, strict=True) if part is not None]
-    rows = [
-        [
-            "all",
-            *(f"{part.delta_nll:+.4f} ({show.interval(part.ci95, '+.4f')})" for _, part in known),
-        ]
-    ]
-    for i, bucket in enumerate(report.buckets):
-        cells = []
-        for _, part in known:
-            p = _p(part, i)
-            cells.append(show.cell(part.buckets[i]) + (f", p {p}" if p else ""))
-        rows.append([f"{bucket.start}-{bucket.end}", *cells])
     header = ["position", *(f"without {name}" for name, _ in known)]
-    return Table(f"{title}: change in nats per token (95% interval)", header, rows)
+    changes = [
+        [show.cell(part.buckets[i]) for _, part in known] for i in range(len(report.buckets))
+    ]
+    p = [[_p(part, i) for _, part in known] for i in range(len(report.buckets))]
+    spans = [f"{bucket.start}-{bucket.end}" for bucket in report.buckets]
+    total = [show.cell(part) for _, part in known]
+    tables = [
+        Table(
+            f"{title}: change in nats per token (95% interval)",
+            header,
+            [["all", *total], *([span, *row] for span, row in zip(spans, changes, strict=True))],
+        )
+    ]
+    if any(map(any, p)):
+        rows = [[span, *row] for span, row in zip(spans, p, strict=True)]
+        tables.append(Table(f"{title}: adjusted p", header, rows))
+    return tables
 
 
 def _p(part: Knockout | Control, place: int) -> str:

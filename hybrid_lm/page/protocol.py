@@ -1,12 +1,16 @@
 """How the numbers came about: everything needed to get them again, and what was not measured."""
 
-from hybrid_lm.page.figure import Table
+from hybrid_lm.page.figure import Protocol, Table
 from hybrid_lm.report import show
 from hybrid_lm.results import Report
 
 
-def items(report: Report) -> list[tuple[str, str]]:
-    """Terms and what they are, for the protocol box."""
+def protocol(report: Report) -> Protocol:
+    """Of a report."""
+    return Protocol(_items(report), _not_run(report), report.caveats, [_documents(report)])
+
+
+def _items(report: Report) -> list[tuple[str, str]]:
     corpus = report.corpus
     found = [
         (
@@ -45,10 +49,11 @@ def items(report: Report) -> list[tuple[str, str]]:
     return [(term, text) for term, text in found if text]
 
 
-def not_run(report: Report) -> list[str]:
+def _not_run(report: Report) -> list[str]:
     """What was not measured, each with the reason that is known."""
     groups = report.groups
     has = {
+        "causality": report.causality is not None,
         "knockout": any(group.knockout_mean for group in groups),
         "field": any(group.field for group in groups),
         "lens": any(group.lens for group in groups),
@@ -69,8 +74,7 @@ def _versions(report: Report) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def documents(report: Report) -> Table:
-    """Names and places of the documents."""
+def _documents(report: Report) -> Table:
     places = zip(report.document_indices, report.document_names, strict=True)
     rows = [[f"{index}", " ".join(name.split())] for index, name in places]
     return Table("Documents that were scored", ["place in the split", "name"], rows, 2)

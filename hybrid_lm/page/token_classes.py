@@ -85,7 +85,7 @@ def figure(report: Report) -> Figure | None:
                 [
                     [kind.name, kind.definition, f"{kind.tokens:,}", f"{kind.documents}"]
                     + [f"{kind.nll:.4f} ({show.interval(kind.ci95)})"]
-                    + [f"{g.delta_nll:+.4f} ({show.interval(g.ci95, '+.4f')})" for g in kind.groups]
+                    + [show.cell(g) for g in kind.groups]
                     for kind in classes
                 ],
                 text_columns=2,

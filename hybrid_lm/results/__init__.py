@@ -4,6 +4,7 @@ NLLs are means in nats per token; intervals are 95%, over documents. What an ins
 or empty where it has not run.
 """
 
+from hybrid_lm.results.causality import Causality, CausalityGroup
 from hybrid_lm.results.control import Control
 from hybrid_lm.results.field import Field, FieldWidth
 from hybrid_lm.results.group import GroupReport, Knockout
@@ -25,6 +26,8 @@ __all__ = [
     "LEFT_TO_EVALUATE",
     "NOT_ASKED_FOR",
     "Bucket",
+    "Causality",
+    "CausalityGroup",
     "Control",
     "ExitBucket",
     "Field",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from hybrid_lm.results.causality import Causality
 from hybrid_lm.results.group import GroupReport
 from hybrid_lm.results.mixers import MixerReport
 from hybrid_lm.results.scoring import Scoring
@@ -111,6 +112,7 @@ class Report:
     """The same through its trained map."""
     correction: str | None = None
     """How the ``adjusted_p`` of knock-outs are corrected for the number of cells."""
+    causality: Causality | None = None
     shapley: ShapleyTotal | None = None
     token_classes: tuple[TokenClass, ...] = ()
     scoring: tuple[Scoring, ...] = ()
