@@ -102,6 +102,8 @@ class LensInstrument:
             batch = next(batches)
             stream = _boundaries(session, batch)
             maps, state = step(maps, state, session.params, stream, batch.targets_BL)
+            # Programs of several devices that do not wait for each other can lock up on the CPU.
+            jax.block_until_ready(maps)
             session.advance(2)
         return {name: np.asarray(value) for name, value in maps.items()}
 
