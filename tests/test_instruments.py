@@ -236,7 +236,7 @@ def test_an_evaluation_that_was_cut_short_goes_on(bench, report, tmp_path, monke
     assert resumed.groups[1].shapley == report.groups[1].shapley
     assert resumed.groups[1].knockout_mean is None
     assert {missing.name for missing in resumed.not_run} == {
-        *("knockout", "token_classes", "scoring", "lens")
+        *("causality", "knockout", "token_classes", "scoring", "lens")
     }
 
 
@@ -250,7 +250,7 @@ def test_other_parameters_are_measured_anew(bench, directory, report):
 
 def test_unknown_names_are_one_line():
     with pytest.raises(
-        UserError, match="no instrument 'knokout'; there are table, knockout, field"
+        UserError, match="no instrument 'knokout'; there are table, causality, knockout"
     ):
         suite.chosen("knokout,field", lens=False)
     assert suite.chosen("knockout, field", lens=True) == ["knockout", "field", "lens"]

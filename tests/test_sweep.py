@@ -18,6 +18,7 @@ from hybrid_lm import config as configs
 from hybrid_lm import report as reports
 from hybrid_lm.errors import UserError, exit_on_user_error
 from hybrid_lm.model import ModelConfig
+from hybrid_lm.pattern import Plan
 from hybrid_lm.results import LEFT_TO_EVALUATE, NOT_ASKED_FOR, Instrument, NotRun
 from hybrid_lm.sweep import __main__ as command
 from hybrid_lm.sweep import schedule, swaps
@@ -95,6 +96,25 @@ def test_swaps_replace_the_mixers_of_one_group():
     assert swapped_group(base, dataclasses.replace(points["a-as-linear"], train=longer)) is None
     with pytest.raises(UserError, match="unknown mixer 'lineer'; did you mean 'linear'"):
         swaps(base, "lineer")
+
+
+def test_the_points_of_the_placement_study_differ_in_the_place_of_attention_alone():
+    study = configs.load_sweep("placement")
+    stacks = {}
+    for name, config in study.points.items():
+        plan = Plan.parse(config.model.layers, config.model.mixers)
+        keys = [key for group in plan.groups for key in group.unit * group.repeats]
+        stacks[name] = (len(keys), [i for i, key in enumerate(keys) if key == "attn"])
+        layers = study.points["none"].model.layers
+        model = dataclasses.replace(config.model, layers=layers)
+        assert dataclasses.replace(config, model=model) == study.points["none"]
+    assert stacks == {
+        "none": (12, []),
+        "early": (12, [0, 1]),
+        "middle": (12, [5, 6]),
+        "spread": (12, [3, 8]),
+        "late": (12, [10, 11]),
+    }
 
 
 def test_a_finished_study_prints_its_table_and_runs_nothing(study, tmp_path, call, monkeypatch):

@@ -26,6 +26,15 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
+def _causality(report: Report) -> list[Column]:
+    found = report.causality.groups if report.causality else ()
+    return [
+        Column("group", [group.name for group in found], is_text=True),
+        Column("change before", [f"{group.before:.3g}" for group in found]),
+        Column("change after", [f"{group.after:.3g}" for group in found]),
+    ]
+
+
 def _knockout(report: Report) -> list[Column]:
     groups = report.groups
     return [
@@ -128,6 +137,7 @@ def _scoring(report: Report) -> list[Column]:
 
 
 _TABLES: dict[str, tuple[str, Callable[[Report], list[Column]]]] = {
+    "causality": ("Later tokens drawn anew: change of exits before and after", _causality),
     "knockout": ("Knock-outs and their control (nats)", _knockout),
     "field": ("Receptive field cut, nats in the last octave", _field),
     "shapley": ("Shapley values", _shapley),
