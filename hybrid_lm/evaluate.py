@@ -156,6 +156,7 @@ def main() -> None:
             on_progress=on_progress,
         )
     report.write(results, directory)
+    report.write_events(results, directory)
     output = Console(width=None if sys.stdout.isatty() else 100)
     output.print(report.render(results))
     output.print(f"\nwritten to {directory}", soft_wrap=True, highlight=False)

@@ -2,13 +2,13 @@
 
 import json
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.run_dir import RunDir
+from hybrid_lm.tensorboard import Board
 
 
 @dataclass(frozen=True)
@@ -48,55 +48,29 @@ def read(path: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends to the files of a run that continues after ``step``; later lines are dropped."""
+    """Appends to the files of a run that continues after ``step``; later lines are dropped.
+
+    Attributes:
+        board: the run's TensorBoard events.
+    """
 
     def __init__(self, run_dir: RunDir, step: int):
-        from tensorboardX import SummaryWriter
-
         _drop_after(run_dir.metrics, step)
         self._file = run_dir.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir.tensorboard), purge_step=step + 1)
+        self.board = Board(run_dir.tensorboard, step)
 
     def write(self, row: Row, grad_norms: Mapping[str, float]) -> None:
         """Add one line; ``grad_norms`` by part of the model go to TensorBoard alone."""
         record = asdict(row)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in record.items():
-            if name != "step":
-                self._board.add_scalar(f"train/{name}", value, row.step)
-        for name, value in grad_norms.items():
-            self._board.add_scalar(f"grad_norm/{name}", value, row.step)
-
-    def write_report(
-        self,
-        step: int,
-        scalars: Mapping[str, float],
-        markdown: str,
-        images: Mapping[str, bytes],
-    ) -> None:
-        """Add the numbers of a report, its tables and its figures (PNG)."""
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        self._board.add_text("report", markdown, step)
-        for name, png in images.items():
-            self._add_png(name, png, step)
-        self._board.flush()
-
-    def _add_png(self, name: str, png: bytes, step: int) -> None:
-        """As `SummaryWriter.add_image`, which takes pixels and needs Pillow to encode them."""
-        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore (made at run time)
-
-        # The header of a PNG: width and height stand at bytes 16 and 20.
-        width, height = struct.unpack(">II", png[16:24])
-        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        assert self._board.file_writer is not None
-        self._board.file_writer.add_summary(summary, step)
+        scalars = {f"train/{name}": value for name, value in record.items() if name != "step"}
+        scalars |= {f"grad_norm/{name}": value for name, value in grad_norms.items()}
+        self.board.add_scalars(row.step, scalars)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        self.board.close()
 
 
 def _drop_after(path: Path, step: int) -> None:

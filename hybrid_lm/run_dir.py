@@ -152,14 +152,6 @@ class RunDir:
                 raise UserError(f"{self.path}: another process is training this run") from None
             yield
 
-    def is_locked(self) -> bool:
-        """Whether a training process is in."""
-        try:
-            with self.locked():
-                return False
-        except UserError:
-            return True
-
     def _read(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))

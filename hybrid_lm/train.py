@@ -216,9 +216,7 @@ def train(options: Options, console: Console) -> None:
                 if evaluating and not stopping:
                     results = evaluator.run(state.params, step=step, on_progress=on_progress)
                     if metrics_log is not None:
-                        tables = report.to_markdown(results)
-                        figures = report.images(results)
-                        metrics_log.write_report(step, report.scalars(results), tables, figures)
+                        report.to_board(results, metrics_log.board)
                         report.write(results, run_dir.report_dir)
                         Console().print(report.render(results))
                 if stopping or step == steps:

@@ -9,16 +9,9 @@ from hybrid_lm.compare import page
 from hybrid_lm.compare.results import compare
 from hybrid_lm.compare.tables import to_markdown
 from hybrid_lm.octaves import octaves
+from tests.browser import MEASURE, WIDTHS, needs_browser, words
 from tests.handmade import write_run
-from tests.test_page import (
-    MEASURE,
-    PUBLISHED,
-    WIDTHS,
-    browser,  # noqa: F401
-    needs_browser,
-    opened,  # noqa: F401
-    words,
-)
+from tests.test_page import PUBLISHED
 
 NAMES = ("none-seed0", "middle-seed0", "late-seed0", "<b>early<b> & long name of a run")
 
@@ -63,7 +56,7 @@ def test_the_page_has_the_numbers_of_the_markdown(comparison, pages):
 
 @needs_browser
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_is_cut_overlaps_or_fails(opened, width):  # noqa: F811
+def test_nothing_is_cut_overlaps_or_fails(opened, width):
     tab = opened("compare", width)
     tab.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
     expected = dict(page=0, wide=[], cut=[], small=[], overlapping=[], charts=5)

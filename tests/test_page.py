@@ -1,10 +1,8 @@
 """report.html: whole, self-contained, and right in a real browser, wide and narrow."""
 
 import dataclasses
-import html
 import json
 import re
-import shutil
 from itertools import product
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from hybrid_lm.octaves import octaves
 from hybrid_lm.page.mixers import LAWS
 from hybrid_lm.report import to_markdown
 from hybrid_lm.results import NotRun, Report
+from tests.browser import MEASURE, MODES, WIDTHS, needs_browser, words
 from tests.reports import GROUPS, KINDS, full_report
 
 FULL = full_report()
@@ -30,12 +29,6 @@ def pages(tmp_path_factory):
     for name, report in {"full": FULL, "published": PUBLISHED}.items():
         (directory / f"{name}.html").write_text(page.render(report), encoding="utf-8")
     return directory
-
-
-def words(text):
-    """What a page says, without style, scripts and tags."""
-    text = re.sub(r"<(style|script)\b.*?</\1>", "", text, flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
 def test_the_tables_have_the_numbers_of_the_markdown(pages):
@@ -90,86 +83,6 @@ def test_images_need_no_browser():
     assert len(set(images.values())) == 3
 
 
-# ---------------------------------------------------------------------------- in a real browser
-
-WIDTHS, MODES = (400, 1400), ("light", "dark")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # In a container there is neither a sandbox for root nor much shared memory.
-        args = ["--no-sandbox", "--disable-dev-shm-usage"]
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=args)
-
-
-@pytest.fixture
-def opened(browser, pages):
-    """Opens a page and collects what goes wrong in it, and what it loads, in ``.trouble``."""
-    contexts = []
-
-    def open_page(name, width=1400, mode="light"):
-        contexts.append(browser.new_context(viewport=dict(width=width, height=900)))
-        tab = contexts[-1].new_page()
-        tab.emulate_media(color_scheme=mode)
-        tab.trouble = []
-        address = (pages / f"{name}.html").as_uri()
-        tab.on("console", lambda message: tab.trouble.append(message.text))
-        tab.on("pageerror", lambda error: tab.trouble.append(str(error)))
-        tab.on("request", lambda r: r.url == address or tab.trouble.append(r.url))
-        tab.goto(address)
-        tab.wait_for_selector("html[data-drawn]", state="attached")
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-# Everything on the page reaches from its left to its right edge at most, tables that scroll aside;
-# words in a chart are inside it, large enough, and none lies on another.
-MEASURE = """() => {
-  const wide = [...document.querySelectorAll("body *")].filter((element) => {
-    if (element.closest(".scroll") !== null || element.closest("svg svg, defs")) return false;
-    const box = element.getBoundingClientRect();
-    return box.width > 0 && (box.right > innerWidth + 0.5 || box.left < -0.5);
-  });
-  const cut = [], small = [], overlapping = [];
-  for (const chart of document.querySelectorAll(".chart svg")) {
-    const frame = chart.getBoundingClientRect();
-    const words = [...chart.querySelectorAll("text")].filter(
-      (text) => text.textContent.trim() && text.getAttribute("opacity") !== "0"
-    );
-    const boxes = words.map((text) => text.getBoundingClientRect());
-    words.forEach((text, i) => {
-      const box = boxes[i];
-      if (box.left < frame.left - 1 || box.right > frame.right + 1
-          || box.top < frame.top - 1 || box.bottom > frame.bottom + 1
-          || text.textContent.includes("…")) cut.push(text.textContent);
-      if (parseFloat(getComputedStyle(text).fontSize) < 7) small.push(text.textContent);
-      for (let j = 0; j < i; j++) {
-        const other = boxes[j];
-        if (box.left < other.right - 1 && other.left < box.right - 1
-            && box.top < other.bottom - 3 && other.top < box.bottom - 3)
-          overlapping.push([text.textContent, words[j].textContent]);
-      }
-    });
-  }
-  return {
-    page: document.documentElement.scrollWidth - innerWidth,
-    wide: wide.map((element) => element.outerHTML.slice(0, 80)),
-    cut, small, overlapping,
-    charts: document.querySelectorAll(".chart svg").length,
-  };
-}"""
-
-
 @needs_browser
 @pytest.mark.parametrize("name", ["full", "published"])
 @pytest.mark.parametrize(("width", "mode"), [*product(WIDTHS, MODES)])
@@ -180,6 +93,29 @@ def test_nothing_is_cut_overlaps_or_fails(opened, name, width, mode):
     expected = dict(page=0, wide=[], cut=[], small=[], overlapping=[], charts=charts)
     assert tab.evaluate(MEASURE) == expected
     assert tab.trouble == []
+
+
+@needs_browser
+def test_what_is_wrong_would_be_seen(opened):
+    tab = opened("published", 400)
+    tab.evaluate(
+        """() => {
+          const text = document.querySelector(".chart svg text");
+          text.parentNode.append(text.cloneNode(true));
+          const tiny = text.cloneNode(true);
+          tiny.setAttribute("transform", "translate(-500,0)");
+          tiny.setAttribute("font-size", "5px");
+          text.parentNode.append(tiny);
+          document.querySelector("main").insertAdjacentHTML(
+            "beforeend", "<p style='width: 500px'>wide</p>");
+          console.log("said");
+        }"""
+    )
+    found = tab.evaluate(MEASURE)
+    assert found["page"] > 0
+    assert found["wide"][-1].startswith("<p")
+    assert [len(found[name]) for name in ("cut", "small", "overlapping")] == [1, 1, 1]
+    assert tab.trouble == ["said"]
 
 
 CONTRASTS = """() => {

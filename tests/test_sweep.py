@@ -1,9 +1,11 @@
 """`python -m hybrid_lm.sweep`: what is run and what not, failures, signals, the table's numbers."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,8 +18,8 @@ from hybrid_lm import config as configs
 from hybrid_lm import report as reports
 from hybrid_lm.errors import UserError, exit_on_user_error
 from hybrid_lm.model import ModelConfig
+from hybrid_lm.pattern import Plan
 from hybrid_lm.results import LEFT_TO_EVALUATE, NOT_ASKED_FOR, Instrument, NotRun
-from hybrid_lm.run_dir import RunDir
 from hybrid_lm.sweep import __main__ as command
 from hybrid_lm.sweep import schedule, swaps
 from hybrid_lm.sweep.runs import Run
@@ -94,6 +96,25 @@ def test_swaps_replace_the_mixers_of_one_group():
     assert swapped_group(base, dataclasses.replace(points["a-as-linear"], train=longer)) is None
     with pytest.raises(UserError, match="unknown mixer 'lineer'; did you mean 'linear'"):
         swaps(base, "lineer")
+
+
+def test_the_points_of_the_placement_study_differ_in_the_place_of_attention_alone():
+    study = configs.load_sweep("placement")
+    stacks = {}
+    for name, config in study.points.items():
+        plan = Plan.parse(config.model.layers, config.model.mixers)
+        keys = [key for group in plan.groups for key in group.unit * group.repeats]
+        stacks[name] = (len(keys), [i for i, key in enumerate(keys) if key == "attn"])
+        layers = study.points["none"].model.layers
+        model = dataclasses.replace(config.model, layers=layers)
+        assert dataclasses.replace(config, model=model) == study.points["none"]
+    assert stacks == {
+        "none": (12, []),
+        "early": (12, [0, 1]),
+        "middle": (12, [5, 6]),
+        "spread": (12, [3, 8]),
+        "late": (12, [10, 11]),
+    }
 
 
 def test_a_finished_study_prints_its_table_and_runs_nothing(study, tmp_path, call, monkeypatch):
@@ -251,8 +272,6 @@ class Script:
     name: str
     directory: Path
     programs: list[str]
-    taken: int = 0
-    """How many times another process is seen in the run's directory."""
 
     @property
     def log(self):
@@ -265,10 +284,6 @@ class Script:
                 finish = f"open({str(done)!r}, 'w').close()"
                 return [sys.executable, "-S", "-c", f"{program}\n{finish}"]
         return None
-
-    def is_taken(self):
-        self.taken -= 1
-        return self.taken >= 0
 
 
 def run_scripts(scripts, parallel=1, on_poll=lambda working: None):
@@ -335,11 +350,17 @@ def test_each_of_several_has_a_gpu(monkeypatch):
     assert device_slots(4) == [{}] * 4
 
 
-def test_a_run_that_another_process_trains_is_waited_for(tmp_path, quick_polls):
-    script = Script("taken", tmp_path, ["print('mine')"], taken=3)
+def test_a_process_that_outlived_an_earlier_sweep_is_waited_for(tmp_path, quick_polls):
+    """Its end is what the waiting one sees: it does not do the same again."""
+    program = "import time; print('up', flush=True); time.sleep(0.5)"
+    script = Script("outlived", tmp_path, [program, "print('next')"])
+    with script.log.open("ab") as output:
+        fcntl.flock(output, fcntl.LOCK_EX)
+        outlived = subprocess.Popen(script.next_command(), stdout=output, stderr=output)
     errors, _ = run_scripts([script])
+    assert outlived.wait(timeout=10) == 0
     assert errors == {}
-    assert script.log.read_text() == "mine\n"
+    assert script.log.read_text() == "up\nnext\n"
 
 
 def test_a_signal_is_passed_on_and_nothing_more_is_started(tmp_path, quick_polls):
@@ -357,11 +378,3 @@ def test_a_signal_is_passed_on_and_nothing_more_is_started(tmp_path, quick_polls
     assert (errors, stopped) == ({}, True)
     assert "saved" in scripts[0].log.read_text()
     assert not scripts[1].log.exists()
-
-
-def test_the_lock_of_a_training_process_is_seen(tmp_path):
-    run = RunDir(write_run(tmp_path / "run", report_of(nats_of(0))))
-    assert not run.is_locked()
-    with run.locked():
-        assert run.is_locked()
-    assert not run.is_locked()

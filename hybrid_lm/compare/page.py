@@ -1,6 +1,6 @@
 """``compare.html``: the comparison in the frame of the report's page (`hybrid_lm.page`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import altair as alt
 
@@ -8,6 +8,7 @@ from hybrid_lm.compare.results import Comparison, RunSummary
 from hybrid_lm.compare.tables import (
     DETECTABLE,
     budget_rows,
+    difference_columns,
     different_devices,
     protocol,
     run_columns,
@@ -28,6 +29,7 @@ from hybrid_lm.page.axes import (
 from hybrid_lm.page.figure import Block, Figure, Legend, Panel, Protocol, Table
 from hybrid_lm.page.theme import LINE
 from hybrid_lm.report import show
+from hybrid_lm.report.columns import Column
 from hybrid_lm.results import Bucket, KnockoutBucket
 
 _SCOPE = "run"
@@ -36,7 +38,7 @@ _AXIS = alt.Axis(format="~s", grid=False, tickCount=5)
 
 def render(comparison: Comparison) -> str:
     """The page of a comparison, HTML."""
-    base = comparison.runs[0].name
+    base, columns = comparison.runs[0].name, run_columns(comparison)
     return frame.document(
         f"Comparison with {base}",
         f"{base}: {comparison.runs[0].pattern}",
@@ -49,9 +51,9 @@ def render(comparison: Comparison) -> str:
             Block(
                 "runs",
                 "Runs",
-                [_summary(comparison)],
-                f"Versus {base}: nats per token, paired by document, with the 95% interval; "
-                f"negative is better. Better in: share of documents; {DETECTABLE}.",
+                [_table("Costs are those of one document of the evaluated length", columns)],
+                f"Versus {base}: nats per token, paired by document, ± half of the 95% interval; "
+                "negative is better. Better in: share of documents.",
             )
         ],
         figures=[_positions(comparison), _differences(comparison), _speed(comparison)],
@@ -79,21 +81,17 @@ def _legend(comparison: Comparison) -> Legend:
     return Legend(_SCOPE, _names(comparison))
 
 
-def _summary(comparison: Comparison) -> Table:
-    columns = run_columns(comparison)
-    return Table(
-        "Costs are those of one document of the evaluated length",
-        [column.header for column in columns],
-        [list(row) for row in zip(*(column.cells for column in columns), strict=True)],
-        2,
-    )
+def _table(caption: str, columns: Sequence[Column]) -> Table:
+    rows = [list(row) for row in zip(*(column.cells for column in columns), strict=True)]
+    texts = sum(column.is_text for column in columns)
+    return Table(caption, [column.header for column in columns], rows, texts)
 
 
 def _positions(comparison: Comparison) -> Figure:
     """NLL of every run by octave."""
 
     def row(run: RunSummary, bucket: Bucket) -> dict:
-        return _point(run, bucket, bucket.nll, f"{bucket.nll:.4f}")
+        return _point(run.name, bucket, bucket.nll, f"{bucket.nll:.4f}")
 
     names = _names(comparison)
     rows = [row(run, bucket) for run in comparison.runs for bucket in run.buckets]
@@ -122,14 +120,15 @@ def _positions(comparison: Comparison) -> Figure:
 def _differences(comparison: Comparison) -> Figure:
     """Paired difference of every run to the first, by octave."""
 
-    def row(run: RunSummary, bucket: KnockoutBucket) -> dict:
-        return _point(run, bucket, bucket.delta_nll, f"{bucket.delta_nll:+.4f}")
+    def row(name: str, bucket: KnockoutBucket) -> dict:
+        return _point(name, bucket, bucket.delta_nll, f"{bucket.delta_nll:+.4f}")
 
     base = comparison.runs[0].name
-    compared = [(run, run.difference) for run in comparison.runs if run.difference is not None]
-    rows = [row(run, bucket) for run, found in compared for bucket in found.buckets]
+    runs = comparison.runs
+    compared = [(run.name, run.difference) for run in runs if run.difference is not None]
+    rows = [row(name, bucket) for name, found in compared for bucket in found.buckets]
     x = positions(comparison.length)
-    y = alt.Y("low:Q", title=f"NLL minus that of {base} (nats per token)")
+    y = alt.Y("low:Q", title="difference (nats per token)")
     zero = drawn([{"zero": 0}]).mark_rule(color=LINE).encode(y=alt.Y("zero:Q"))
     fields = ["series", "position", "value text", "95% interval"]
     chart = curves(rows, _names(comparison), x, y, fields, behind=[zero])
@@ -139,7 +138,10 @@ def _differences(comparison: Comparison) -> Figure:
         panels=[Panel("delta", "", chart)],
         text=f"NLL minus that of {base} on the same documents; below zero is better. A band that "
         "holds zero is no difference that these documents show.",
-        tables=[_by_position("Nats per token", rows, [run.name for run, _ in compared])],
+        tables=[
+            _table(f"Nats per token; {DETECTABLE}", difference_columns("run", compared)),
+            _by_position("By position", rows, [name for name, _ in compared]),
+        ],
         legend=_legend(comparison),
     )
 
@@ -213,10 +215,10 @@ def _throughput(comparison: Comparison) -> alt.LayerChart:
     return layered(bar, points)
 
 
-def _point(run: RunSummary, bucket: Bucket | KnockoutBucket, value: float, text: str) -> dict:
+def _point(name: str, bucket: Bucket | KnockoutBucket, value: float, text: str) -> dict:
     low, high = bucket.ci95
     return {
-        "series": run.name,
+        "series": name,
         "x": middle(bucket.start, bucket.end),
         "value": value,
         "low": low,

@@ -61,7 +61,7 @@ def to_markdown(comparison: Comparison) -> str:
         "",
         "NLL in nats per token, paired by document; negative is better.",
         "",
-        *difference_table("run", differences),
+        *markdown_of(difference_columns("run", differences)),
         "",
         f"Better in: share of documents; {DETECTABLE}.",
         "",
@@ -115,19 +115,18 @@ def run_columns(comparison: Comparison) -> list[Column]:
     ]
 
 
-def difference_table(what: str, differences: Sequence[tuple[str, Difference]]) -> list[str]:
-    """Markdown: one row per difference."""
-    return markdown_table(
-        [what, "difference", "95% interval", "better in", "detectable", "documents", "seeds"],
-        [
-            [
-                *(name, f"{d.delta_nll:+.4f}", show.interval(d.ci95, "+.4f")),
-                *(f"{d.win_rate:.0%}", f"{d.minimum_detectable_effect:.4f}"),
-                *(str(d.documents), str(d.seeds)),
-            ]
-            for name, d in differences
-        ],
-    )
+def difference_columns(what: str, differences: Sequence[tuple[str, Difference]]) -> list[Column]:
+    """One row per difference."""
+    found = [difference for _, difference in differences]
+    return [
+        Column(what, [name for name, _ in differences], is_text=True),
+        Column("difference", [f"{d.delta_nll:+.4f}" for d in found]),
+        Column("95% interval", [show.interval(d.ci95, "+.4f") for d in found]),
+        Column("better in", [f"{d.win_rate:.0%}" for d in found]),
+        Column("detectable", [f"{d.minimum_detectable_effect:.4f}" for d in found]),
+        Column("documents", [str(d.documents) for d in found]),
+        Column("seeds", [str(d.seeds) for d in found]),
+    ]
 
 
 def position_table(what: str, differences: Sequence[tuple[str, Difference]]) -> list[str]:

@@ -33,7 +33,7 @@ def figure(report: Report) -> Figure:
             _cells(names, found),
             rows=names,
             columns=[show.position(bucket.start) for bucket in report.buckets],
-            title="start of the octave of positions (tokens)",
+            title="positions from (tokens)",
             largest=largest,
         )
         panels.append(Panel(name, title, chart))

@@ -1,14 +1,14 @@
 """The script that draws the charts: Vega, Vega-Lite and vega-embed in one."""
 
-import os
-import tempfile
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 import vl_convert
 
 from hybrid_lm import user_cache
+from hybrid_lm.errors import UserError
+from hybrid_lm.files import write_texts
 
 
 @cache
@@ -20,17 +20,6 @@ def script() -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    _keep(text, path)
+    with suppress(UserError):  # it is only slower without
+        write_texts(directory, {path.name: text})
     return text
-
-
-def _keep(text: str, path: Path) -> None:
-    """Write ``path`` in one step; where nothing can be written, nothing is."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            whole = Path(work, path.name)
-            whole.write_text(text, encoding="utf-8")
-            os.replace(whole, path)
-    except OSError:
-        pass

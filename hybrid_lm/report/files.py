@@ -1,12 +1,16 @@
 """The report's files: written in one step each, and read again."""
 
 import json
+import shutil
+from contextlib import closing
 from pathlib import Path
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.files import write_texts
 from hybrid_lm.report.markdown import to_markdown
+from hybrid_lm.report.scalars import to_board
 from hybrid_lm.results import Report
+from hybrid_lm.tensorboard import Board
 
 
 def write(report: Report, directory: Path) -> None:
@@ -23,6 +27,22 @@ def write(report: Report, directory: Path) -> None:
         "report.html": page.render(report),
     }
     write_texts(directory, texts)
+
+
+def write_events(report: Report, directory: Path) -> None:
+    """Write ``tensorboard/`` in place of an earlier one: the report as a run of its own there.
+
+    Raises:
+        UserError: if the directory cannot be written.
+    """
+    events = directory / "tensorboard"
+    try:
+        if events.exists():
+            shutil.rmtree(events)
+        with closing(Board(events)) as board:
+            to_board(report, board)
+    except OSError as error:
+        raise UserError(f"{events} cannot be written: {error}") from error
 
 
 def read(directory: Path) -> Report:

@@ -1,6 +1,8 @@
 """The report for TensorBoard."""
 
+from hybrid_lm.report.markdown import to_markdown
 from hybrid_lm.results import GroupReport, Report
+from hybrid_lm.tensorboard import Board
 
 
 def scalars(report: Report) -> dict[str, float]:
@@ -39,8 +41,8 @@ def _of_instruments(group: GroupReport) -> dict[str, float]:
     return values
 
 
-def images(report: Report) -> dict[str, bytes]:
-    """The figures of the page as PNG, by name, e.g. ``figure/knockout``."""
+def to_board(report: Report, board: Board) -> None:
+    """Add the numbers, the tables and one image per figure to TensorBoard."""
     from hybrid_lm import page
 
-    return page.pngs(report)
+    board.add_report(report.step, scalars(report), to_markdown(report), page.pngs(report))

@@ -138,7 +138,8 @@ def _table(baseline: str, runs: Sequence[Run], length: int) -> LengthTable | Non
     if not found:
         return None
     of_baseline = found.get(baseline, {})
-    points = tuple(_point(name, found[name], baseline, of_baseline) for name in found)
+    names = [name for name in dict.fromkeys(run.point for run in runs) if name in found]
+    points = tuple(_point(name, found[name], baseline, of_baseline) for name in names)
     swaps = tuple(
         made
         for point in points

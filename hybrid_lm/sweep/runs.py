@@ -74,11 +74,6 @@ class Run:
         rows = metrics.read(self.directory / "metrics.jsonl")
         return rows[-1].step if rows else 0
 
-    def is_taken(self) -> bool:
-        """Whether a training process is in the run's directory."""
-        run_dir = find_run(self.directory)
-        return run_dir is not None and run_dir.is_locked()
-
     def require_same_config(self) -> None:
         """Raise `UserError` where the directory holds anything but this run."""
         run_dir = find_run(self.directory)

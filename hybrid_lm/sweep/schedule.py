@@ -1,5 +1,6 @@
 """Run the commands of many runs, a few at a time, each in a process of its own."""
 
+import fcntl
 import logging
 import os
 import signal
@@ -47,6 +48,7 @@ def run_all(
     """Do what is left of every run, as many at a time as there are slots.
 
     A run that fails stops no other. The first SIGTERM or Ctrl-C has the processes save and end.
+    Processes that outlived the kill of an earlier sweep are waited for.
 
     Args:
         slots: environment variables of the processes in each place.
@@ -130,19 +132,24 @@ class _Job:
 
     def _start(self) -> bool:
         """Start the next command; True if there is none."""
-        self._command = self.run.next_command()
-        if self._command is None:
+        if self.run.next_command() is None:
             log.info("%s: done", self.run.name)
             return True
-        if self.run.is_taken():
-            # A process that outlived an earlier sweep. It has the device, too.
-            if not self._has_waited:
-                log.info("%s: waiting for the process that trains it", self.run.name)
-            self._has_waited = True
-            return False
-        self._log_start = self.run.log.stat().st_size if self.run.log.exists() else 0
-        log.info("%s: %s", self.run.name, " ".join(["python", *self._command[1:]]))
         with self.run.log.open("ab") as output:
+            try:
+                # The process inherits the lock with its output, and holds it as long as it lives.
+                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not self._has_waited:
+                    log.info("%s: waiting for the process of another sweep", self.run.name)
+                self._has_waited = True
+                return False
+            self._command = self.run.next_command()
+            if self._command is None:
+                log.info("%s: done", self.run.name)
+                return True
+            log.info("%s: %s", self.run.name, " ".join(["python", *self._command[1:]]))
+            self._log_start = output.tell()
             self._process = subprocess.Popen(
                 self._command,
                 env={**os.environ, **self._env},

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from hybrid_lm.compare.tables import DETECTABLE, change, difference_table, position_table
+from hybrid_lm.compare.tables import DETECTABLE, change, difference_columns, position_table
 from hybrid_lm.compare.terminal import Page, notes
 from hybrid_lm.files import write_texts
 from hybrid_lm.report import show
@@ -70,7 +70,7 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
         lines += [
             f"Minus `{results.baseline}`, nats per token; negative is better.",
             "",
-            *difference_table("point", differences),
+            *markdown_of(difference_columns("point", differences)),
             "",
             f"Better in: share of documents; {DETECTABLE}.",
             "",
