@@ -39,7 +39,7 @@ def test_what_the_unembedding_cannot_read_a_trained_map_can(tmp_path, monkeypatc
     mesh = jax.make_mesh((1, 1, 1), ("data", "seq", "model"), (AxisType.Auto,) * 3)
     documents = Documents.choose(CORPUS, "validation", length=LENGTH, limit=None)
     bench = Bench(model, config, mesh, documents)
-    lens = LensInstrument(steps=150, learning_rate=0.05)
+    lens = LensInstrument(steps=150, learning_rate=0.3)
     monkeypatch.setattr(suite, "INSTRUMENTS", (lens,))
 
     def run(directory):

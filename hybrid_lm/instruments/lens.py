@@ -41,8 +41,11 @@ class LensInstrument:
     steps: int = 250
     documents: int = 64
     """Of the training split, over and over."""
-    learning_rate: float = 1e-3
-    """At the start; it falls linearly to 0."""
+    learning_rate: float = 0.04
+    """At the start, times the square root of the width; it falls linearly to 0.
+
+    On the quickstart (width 64), 0.008 left the maps 0.02 to 0.13 nats worse.
+    """
     name: ClassVar[str] = "lens"
     caveat: ClassVar[str] = (
         "Tuned lens: what a trained affine map can decode at the exit of a group, not what the "
@@ -74,9 +77,9 @@ class LensInstrument:
         documents = training_documents(
             subject.corpus, bench.config, length=bench.documents.length, limit=self.documents
         )
-        schedule = optax.linear_schedule(self.learning_rate, 0.0, self.steps)
-        optimizer = optax.adam(schedule)
         boundaries, width = len(bench.groups), bench.model.config.width
+        rate = self.learning_rate / width**0.5
+        optimizer = optax.adam(optax.linear_schedule(rate, 0.0, self.steps))
         maps = {
             "weight": jnp.zeros((boundaries, width, width)),
             "bias": jnp.zeros((boundaries, width)),
@@ -124,8 +127,9 @@ class LensInstrument:
 
     def protocol(self, arrays: Arrays, subject: Subject) -> str:
         return (
-            f"{self.steps} steps of Adam from the identity, learning rate {self.learning_rate:g} "
-            f"falling to 0, on at most {self.documents} training documents."
+            f"{self.steps} steps of Adam from the identity, learning rate "
+            f"{self.learning_rate:g} / sqrt(width) falling to 0, on at most {self.documents} "
+            "training documents."
         )
 
 
