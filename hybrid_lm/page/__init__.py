@@ -1,9 +1,9 @@
 """``report.html``: the report as one file that opens from disk, without a network.
 
 Charts are Vega-Lite, written with Altair. Of the libraries that draw in a file of their own, its
-script is the smallest (0.9 MB; Bokeh 3.10's is 1.4 MB, Plotly 7.1's 4.8 MB), its charts are SVG, so that
-type stays sharp on paper and colours follow the page's style sheet into dark mode, and the same
-specification becomes an image without a browser (TensorBoard's).
+script is the smallest (0.9 MB; Bokeh 3.10's is 1.4 MB, Plotly 7.1's 4.8 MB), its charts are SVG, so
+that type stays sharp on paper and colours follow the page's style sheet into dark mode, and the
+same specification becomes an image without a browser (TensorBoard's).
 
 All of this is imported only where a page is made.
 """
