@@ -129,11 +129,11 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _checksums(items: dict[str, Any]) -> dict[str, int]:
     """Sum of the bits of every item; the storage format itself has no checksum of arrays."""
-    return {name: int(jax.device_get(_sum_of_bits(item))) for name, item in items.items()}
+    return {name: int(jax.device_get(sum_of_bits(item))) for name, item in items.items()}
 
 
 @jax.jit
-def _sum_of_bits(tree: Any) -> jax.Array:
+def sum_of_bits(tree: Any) -> jax.Array:
     """Sum modulo 2^32 of all leaves (of 32 bits an entry) as unsigned words."""
     words = [jax.lax.bitcast_convert_type(leaf, jnp.uint32) for leaf in jax.tree.leaves(tree)]
     return sum((jnp.sum(word, dtype=jnp.uint32) for word in words), start=jnp.uint32(0))

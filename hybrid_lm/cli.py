@@ -23,19 +23,30 @@ def parse[T](
         UserError: for an unknown option (with the nearest known one) or a value of the wrong type.
     """
     given: dict[str, Any] = {} if default is None else {"default": default}
+    value, unknown = _parse(kind, args, given, description)
+    if unknown:
+        raise UserError(_unknown(kind, unknown[0], given, description))
+    return value
+
+
+def parse_known[T](kind: type[T], args: list[str]) -> tuple[T, list[str]]:
+    """`parse`, and in their order the arguments that are not of ``kind``."""
+    return _parse(kind, args, {}, "")
+
+
+def _parse[T](
+    kind: type[T], args: list[str], given: dict[str, Any], description: str
+) -> tuple[T, list[str]]:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            value, unknown = tyro.cli(
+            return tyro.cli(
                 kind, args=args, description=description, return_unknown_args=True, **given
             )
     except SystemExit as stop:
         if stop.code == 0:
             raise
         raise UserError(_one_line(printed.getvalue())) from None
-    if unknown:
-        raise UserError(_unknown(kind, unknown[0], given, description))
-    return value
 
 
 def take(args: list[str], option: str) -> str | None:

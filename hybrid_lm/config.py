@@ -1,11 +1,14 @@
 """What a run is: frozen dataclasses, made by ``config()`` in a Python file, kept as JSON in a run.
 
 ``load("exp/NAME.py")`` runs the file's ``config()``; `to_json` and `from_json` keep its record.
+Where the file is a study, ``sweep()`` names the configs of its points, and
+``load("exp/NAME.py:POINT")`` is one of them.
 """
 
 import dataclasses
 import difflib
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +123,45 @@ class Config:
         return self.evaluation.length or self.train.length
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A study: named points, each trained with every seed; the others are compared with one."""
+
+    points: dict[str, Config]
+    """By name: letters, digits, '-', '_' and '.'."""
+    baseline: str | None = None
+    """The point that the others are compared with. None: the first."""
+    seeds: tuple[int, ...] = (0,)
+    """In place of ``train.seed`` of every point."""
+    lengths: tuple[int, ...] = ()
+    """Every point is evaluated at these lengths too, beside that of its config."""
+    instruments: tuple[str, ...] = ()
+    """Every evaluation has these of ``hybrid_lm.evaluate --only``, beside the table."""
+
+    def __post_init__(self):
+        if not self.points:
+            raise UserError("a sweep needs at least one point")
+        for name in self.points:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+                raise UserError(
+                    f"point {name!r}: a name has letters, digits, '-', '_' and '.' only"
+                )
+        if self.baseline is not None:
+            self.point(self.baseline)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"seeds {self.seeds}: they are different integers from 0 on")
+        if any(length < 1 for length in self.lengths):
+            raise UserError(f"lengths {self.lengths}: they must be positive")
+
+    def point(self, name: str) -> Config:
+        """The config of a point; raises `UserError` that suggests the nearest."""
+        if name not in self.points:
+            near = difflib.get_close_matches(name, self.points, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.points)}"
+            raise UserError(f"no point {name!r}; {hint}")
+        return self.points[name]
+
+
 def _require_positive(prefix: str, config: object, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
@@ -149,25 +191,53 @@ def find(name: str) -> Path:
 
 
 def load(name: str) -> Config:
-    """The `Config` that the file's ``config()`` returns.
+    """The `Config` that the file's ``config()`` returns; for ``FILE:POINT``, the sweep's point.
 
     Raises:
-        UserError: if there is no such file, or it has no ``config()`` that returns a `Config`.
+        UserError: if there is no such file or point, or the file has no ``config()`` that returns
+            a `Config`.
     """
+    file, _, point = name.partition(":")
+    return load_sweep(file).point(point) if point else _call(file, "config", Config)
+
+
+def load_sweep(name: str) -> Sweep:
+    """The `Sweep` that the file's ``sweep()`` returns.
+
+    Raises:
+        UserError: if there is no such file, or it has no ``sweep()`` that returns a `Sweep`.
+    """
+    return _call(name, "sweep", Sweep)
+
+
+def run_path(name: str, config: Config) -> Path:
+    """Where a run of `load`'s ``name`` is kept if nothing else is said: ``runs/FILE``.
+
+    A sweep's point is kept in ``runs/FILE/POINT-seedN``.
+    """
+    file, _, point = name.partition(":")
+    path = Path("runs", find(file).stem)
+    return path / f"{point}-seed{config.train.seed}" if point else path
+
+
+def _call[T](name: str, function: str, kind: type[T]) -> T:
+    """What a function of a config file returns, which must be of ``kind``."""
     path = find(name)
     spec = importlib.util.spec_from_file_location(f"hybrid_lm_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.config()
+        result = getattr(module, function)()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: config() returned {type(config).__name__}, not a Config")
-    return config
+    if not isinstance(result, kind):
+        raise UserError(
+            f"{path}: {function}() returned {type(result).__name__}, not a {kind.__name__}"
+        )
+    return result
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def describe(config: Config, mesh: Mesh) -> Group:
         UserError: for a config that cannot be built, or an implementation that cannot run here.
     """
     corpus = find_prepared(config.data)
-    model = Model(config.model, _vocab_size(config, corpus))
+    model = Model(config.model, vocab_size(config, corpus))
     with jax.set_mesh(mesh), recorded() as implementations:
         memory = _memory(model, config, mesh)
     return Group(
@@ -44,7 +44,8 @@ def describe(config: Config, mesh: Mesh) -> Group:
     )
 
 
-def _vocab_size(config: Config, corpus: Corpus | None) -> int:
+def vocab_size(config: Config, corpus: Corpus | None) -> int:
+    """Of the corpus, or where it is None as the config says it will be."""
     if corpus is not None:
         return corpus.vocab_size
     return {"bytes": ByteTokenizer.vocab_size, "bpe": config.data.bpe_vocab_size}[

@@ -4,53 +4,41 @@ The command ``python -m hybrid_lm.evaluate RUN_DIR`` evaluates the newest checkp
 """
 
 import dataclasses
-import math
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from hybrid_lm import compilation_cache, report, sharding
+from hybrid_lm import compilation_cache, report
 from hybrid_lm.checkpoint import load_params
 from hybrid_lm.cli import arguments, parse
 from hybrid_lm.config import Config
-from hybrid_lm.data.corpus import Corpus, evaluation_documents
+from hybrid_lm.data.corpus import Corpus
 from hybrid_lm.data.prepare import prepare
 from hybrid_lm.errors import UserError, exit_on_user_error
-from hybrid_lm.loss import token_nll
-from hybrid_lm.mixers import Context
-from hybrid_lm.model import Model, Params, count
-from hybrid_lm.octaves import BLOCK, octave_means, octave_sums, octaves
-from hybrid_lm.results import Bucket, ExitBucket, GroupReport, Knockout, KnockoutBucket, Report
+from hybrid_lm.instruments import suite, table
+from hybrid_lm.instruments.bench import Bench, Session
+from hybrid_lm.instruments.documents import Documents
+from hybrid_lm.model import Model, Params
+from hybrid_lm.results import LEFT_TO_EVALUATE, NotRun, Report
 from hybrid_lm.run_dir import RunDir
 from hybrid_lm.sharding import MeshConfig
-from hybrid_lm.statistics import (
-    ci95,
-    interval_method,
-    minimum_detectable_effect,
-    require_enough,
-    win_rate,
-)
-
-_LARGEST_NLL = 700.0  # nats per token: exp of it is still a float64
+from hybrid_lm.statistics import require_enough
 
 
 class Evaluator:
     """Scores a fixed set of documents, each alone in its row, from its start in one pass.
 
-    The documents are chosen and the two programs (the stack; the NLL of a residual stream) are
-    compiled once. A knock-out runs the same program as the whole model, with one group's mixers
-    skipped, so that a difference between the two is never one of compilation.
+    The documents are chosen and the programs are compiled once.
 
     Raises:
         UserError: if fewer than two documents of the split are as long as ``length``.
@@ -67,193 +55,40 @@ class Evaluator:
         length: int | None = None,
         documents: int | None = None,
     ):
-        self.model, self.corpus, self.config, self.mesh = model, corpus, config, mesh
+        self.corpus = corpus
         self.split = split or config.evaluation.split
         self.length = config.evaluation_length if length is None else length
         limit = config.evaluation.documents if documents is None else documents
         if self.length < 1:
             raise UserError(f"evaluation.length is {self.length}; it must be positive")
         require_enough(limit, config.evaluation.resamples)
-        chosen = evaluation_documents(corpus, self.split, length=self.length, limit=limit)
-        indices, tokens, targets = zip(*chosen, strict=True)
-        self.document_indices: tuple[int, ...] = indices
-        self._tokens_BL = np.stack(tokens)
-        self._targets_BL = np.stack(targets)
-        self._dtype = jnp.dtype(config.train.dtype)
-        self._costs = [model.group_cost(g, self.length, self._dtype) for g in model.plan.groups]
-        self._flops_per_token = model.flops_per_token(self.length, self._dtype)
-        whole = NamedSharding(mesh, PartitionSpec())
-        self._forward = jax.jit(self._exits)
-        self._score = jax.jit(self._block_nats, out_shardings=whole)
+        chosen = Documents.choose(corpus, self.split, length=self.length, limit=limit)
+        self.bench = Bench(model, config, mesh, chosen)
 
     def run(
         self,
         params: Params,
         *,
         step: int,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Report:
-        """Evaluate ``params``; ``on_progress(done, total)`` counts passes over a batch.
+        """The table of ``params``, without the instruments of `hybrid_lm.instruments.suite`.
+
+        ``on_progress(done, total)`` counts passes over a batch.
 
         Raises:
             UserError: if an NLL is not finite, naming the group and the document.
         """
-        groups = [group.name for group in self.model.plan.groups]
-        documents, rows = len(self._tokens_BL), self.config.evaluation.batch_size
-        total, done = -(-documents // rows) * (1 + len(groups)), 0
-        shape = (len(groups), documents, -(-self.length // BLOCK))
-        exit_nats, knockout_nats = np.zeros(shape), np.zeros(shape)
-        with jax.set_mesh(self.mesh):
-            keep_all, *keeps = jax.device_put(
-                [np.ones(len(groups), bool), *~np.eye(len(groups), dtype=bool)],
-                NamedSharding(self.mesh, PartitionSpec()),
-            )
-            for first in range(0, documents, rows):
-                # The last batch is filled up with its last document.
-                batch = np.minimum(np.arange(first, first + rows), documents - 1)
-                tokens_BL, targets_BL = self._put(batch)
-                for g, exit_BLD in enumerate(self._forward(params, tokens_BL, keep_all)):
-                    nats = jax.device_get(self._score(params, exit_BLD, targets_BL))
-                    self._check(nats, batch, step, f"at the exit of group {groups[g]!r}")
-                    exit_nats[g, batch] = nats
-                for g, keep_G in enumerate(keeps):
-                    done += 1
-                    if on_progress is not None:
-                        on_progress(done, total)
-                    last_BLD = self._forward(params, tokens_BL, keep_G)[-1]
-                    nats = jax.device_get(self._score(params, last_BLD, targets_BL))
-                    self._check(nats, batch, step, f"without group {groups[g]!r}")
-                    knockout_nats[g, batch] = nats
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, total)
-        return self._report(params, exit_nats, knockout_nats, step)
-
-    def _exits(self, params: Params, tokens_BL: jax.Array, keep_G: jax.Array) -> list[jax.Array]:
-        ctx = Context.of_documents(
-            *tokens_BL.shape,
-            dtype=self._dtype,
-            implementation=self.config.train.implementation,
+        total = table.passes(self.bench)
+        passes = itertools.count(1)
+        session = Session(
+            self.bench, params, step=step, advance=lambda _: on_progress(next(passes), total)
         )
-        return self.model.apply(params, tokens_BL, ctx, keep_G=keep_G).exits
-
-    def _block_nats(self, params: Params, x_BLD: jax.Array, targets_BL: jax.Array) -> jax.Array:
-        """Float32 sums of the NLL over every `BLOCK` tokens, [B, blocks], to add in float64."""
-        readout_BLD = self.model.readout(params, x_BLD)
-        nll_BL = token_nll(readout_BLD, params["embedding"], targets_BL)
-        nll_BL = jnp.pad(nll_BL, ((0, 0), (0, -self.length % BLOCK)))
-        return nll_BL.reshape(len(nll_BL), -1, BLOCK).sum(axis=-1)
-
-    def _put(self, batch: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        shape = (len(batch), self.length)
-        spec = sharding.spec(("batch", "length"), shape, self.mesh)
-        pair = (self._tokens_BL[batch], self._targets_BL[batch])
-        return jax.device_put(pair, NamedSharding(self.mesh, spec))
-
-    def _check(self, nats: np.ndarray, batch: np.ndarray, step: int, where: str) -> None:
-        nll_B = nats.sum(axis=-1) / self.length
-        for nll, place in zip(nll_B, batch, strict=True):
-            if not nll < _LARGEST_NLL:
-                name = self.corpus.split(self.split).names[self.document_indices[place]]
-                raise UserError(
-                    f"evaluation at step {step}: the NLL {where} is {nll} nats per token in "
-                    f"document {name!r}; evaluate an earlier checkpoint or a lower learning rate"
-                )
-
-    def _report(
-        self, params: Params, exit_nats: np.ndarray, knockout_nats: np.ndarray, step: int
-    ) -> Report:
-        """The report of the block sums, [groups, documents, blocks]."""
-        config, model, length = self.config, self.model, self.length
-        manifest, split = self.corpus.manifest, self.corpus.split(self.split)
-        spans = octaves(length)
-        exit_nats = octave_sums(exit_nats, length)
-        knockout_nats = octave_sums(knockout_nats, length)
-        nats = exit_nats[-1]
-        resamples = config.evaluation.resamples
-        total, buckets = octave_means(nats, length, resamples=resamples)
-        bytes_d = self.corpus.tokenizer.token_bytes_V[self._targets_BL].sum(axis=1)
-        bits_d = nats.sum(axis=1) / np.log(2)
-        bits_ci95 = ci95(bits_d[:, None], bytes_d[:, None], resamples=resamples)
-        groups = tuple(
-            GroupReport(
-                name=group.name,
-                pattern=group.pattern,
-                layers=group.layers,
-                params=count(params["groups"][group.name]),
-                flops_per_token=self._costs[g].flops_per_token,
-                state_bytes=self._costs[g].state_bytes,
-                exit_nll=(exit_nll := float(exit_nats[g].sum() / self._targets_BL.size)),
-                exit_perplexity=math.exp(exit_nll),
-                exit_buckets=tuple(
-                    ExitBucket(start, end, float(exit_nats[g, :, i].mean() / (end - start)))
-                    for i, (start, end) in enumerate(spans)
-                ),
-                knockout=self._knockout(knockout_nats[g] - nats),
-            )
-            for g, group in enumerate(model.plan.groups)
-        )
-        return Report(
-            documents=len(nats),
-            tokens=self._targets_BL.size,
-            bytes=int(bytes_d.sum()),
-            nll=total.nats,
-            nll_ci95=total.ci95,
-            perplexity=math.exp(total.nats),
-            perplexity_ci95=(_exp(total.ci95[0]), _exp(total.ci95[1])),
-            bits_per_byte=float(bits_d.sum() / bytes_d.sum()),
-            bits_per_byte_ci95=(float(bits_ci95[0, 0]), float(bits_ci95[0, 1])),
-            buckets=tuple(
-                Bucket(start, end, *bucket, beyond_training=end > config.train.length)
-                for (start, end), bucket in zip(spans, buckets, strict=True)
-            ),
-            groups=groups,
-            split=self.split,
-            length=length,
-            training_length=config.train.length,
-            step=step,
-            params=count(params),
-            flops_per_token=self._flops_per_token,
-            state_bytes=sum(cost.state_bytes for cost in self._costs),
-            dtype=config.train.dtype,
-            device=f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
-            jax_version=jax.__version__,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            interval_method=interval_method(len(nats)),
-            resamples=resamples,
-            corpus={
-                "source": manifest["source"]["name"],
-                "fingerprint": manifest["source"]["fingerprint"],
-                "tokenizer": manifest["tokenizer"]["kind"],
-                "vocab_size": manifest["tokenizer"]["vocab_size"],
-                "tokenizer_sha256": manifest["tokenizer"]["sha256"],
-                "split_sha256": manifest["splits"][self.split]["sha256"],
-            },
-            document_indices=self.document_indices,
-            document_names=tuple(split.names[index] for index in self.document_indices),
-        )
-
-    def _knockout(self, delta_nats: np.ndarray) -> Knockout:
-        """Statistics of differences to the whole model, [documents, octaves]."""
-        total, buckets = octave_means(
-            delta_nats, self.length, resamples=self.config.evaluation.resamples
-        )
-        delta_d = delta_nats.sum(axis=1) / self.length
-        return Knockout(
-            delta_nll=total.nats,
-            ci95=total.ci95,
-            win_rate=win_rate(delta_d),
-            minimum_detectable_effect=minimum_detectable_effect(delta_d),
-            buckets=tuple(
-                KnockoutBucket(start, end, *bucket)
-                for (start, end), bucket in zip(octaves(self.length), buckets, strict=True)
-            ),
-        )
-
-
-def _exp(nats: float) -> float:
-    """Of an end of an interval, which with few documents may lie beyond any real perplexity."""
-    return math.exp(min(nats, _LARGEST_NLL))
+        with jax.set_mesh(self.bench.mesh):
+            measured = table.measure(session)
+        report = table.report(session, self.corpus, measured)
+        not_run = tuple(NotRun(part.name, LEFT_TO_EVALUATE) for part in suite.INSTRUMENTS)
+        return dataclasses.replace(report, not_run=not_run)
 
 
 @dataclass(frozen=True)
@@ -274,20 +109,25 @@ class Options:
     """At most so many, evenly spaced over those that are long enough. None: as in the run."""
     batch_size: int | None = None
     """Documents scored at a time. None: as in the run."""
+    resamples: int = 10_000
+    """Bootstrap resamples of the documents behind each interval."""
+    only: str | None = None
+    """Instruments, separated by commas: causality, knockout, field, shapley, token_classes,
+    scoring, lens, or table for none of them. None: all but lens."""
+    lens: bool = False
+    """Also train a tuned lens on training documents (kept in RUN_DIR/lens)."""
     output: Path | None = None
-    """Directory of report.json and report.md. None: RUN_DIR/report, with the settings that differ
+    """Directory of the report's files. None: RUN_DIR/report, with the settings that differ
     from the run's in its name."""
 
 
 def main() -> None:
     """Evaluate a run's newest checkpoint, write the report and print its table."""
     options = parse(Options, arguments(), description=__doc__ or "")
+    names = suite.chosen(options.only, options.lens)
     compilation_cache.enable()
     run_dir = RunDir(options.run_dir)
-    config = run_dir.config()
-    if options.batch_size is not None:
-        evaluation = dataclasses.replace(config.evaluation, batch_size=options.batch_size)
-        config = dataclasses.replace(config, evaluation=evaluation)
+    config = _config(run_dir.config(), options)
     corpus = _open_corpus(run_dir, config, options)
     mesh = MeshConfig().build()
     model = Model(config.model, corpus.vocab_size)
@@ -304,26 +144,57 @@ def main() -> None:
     if options.output is not None and (options.output / "report.json").exists():
         raise UserError(f"{options.output} already holds a report; name another directory")
     params, step = load_params(run_dir, model, mesh)
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("evaluating step {task.fields[step]:,}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("", total=None, step=step)
-
-        def on_progress(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        results = evaluator.run(params, step=step, on_progress=on_progress)
+    with _progress(step) as on_progress:
+        results = suite.run(
+            evaluator.bench,
+            corpus,
+            params,
+            step=step,
+            names=names,
+            directory=directory / "instruments",
+            kept=run_dir.path / "lens",
+            on_progress=on_progress,
+        )
     report.write(results, directory)
+    report.write_events(results, directory)
     output = Console(width=None if sys.stdout.isatty() else 100)
     output.print(report.render(results))
     output.print(f"\nwritten to {directory}", soft_wrap=True, highlight=False)
+
+
+def _config(config: Config, options: Options) -> Config:
+    """The run's, with what the options change."""
+    changes: dict[str, int] = {"resamples": options.resamples}
+    if options.batch_size is not None:
+        changes["batch_size"] = options.batch_size
+    evaluation = dataclasses.replace(config.evaluation, **changes)
+    return dataclasses.replace(config, evaluation=evaluation)
+
+
+@contextmanager
+def _progress(step: int) -> Iterator[Callable[[str, float], None]]:
+    """A bar with the time left over all instruments; a line for each where there is no terminal."""
+    console, begun = Console(stderr=True), set()
+    bar = Progress(
+        TextColumn("evaluating step {task.fields[step]:,}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[instrument]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=1.0, step=step, instrument="")
+
+    def on_progress(name: str, share: float) -> None:
+        bar.update(task, completed=share, instrument=name)
+        if not console.is_terminal and name not in begun:
+            begun.add(name)
+            console.print(f"evaluating step {step:,}: {name}, {share:.0%} done")
+
+    with bar:
+        yield on_progress
 
 
 def _open_corpus(run_dir: RunDir, config: Config, options: Options) -> Corpus:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hybrid_lm.errors import UserError
 from hybrid_lm.run_dir import RunDir
+from hybrid_lm.tensorboard import Board
 
 
 @dataclass(frozen=True)
@@ -30,37 +32,45 @@ class Row:
     mfu: float
 
 
+def read(path: Path) -> list[Row]:
+    """The rows of a ``metrics.jsonl``, of a run under way too; none where there is no file.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    if not path.exists():
+        return []
+    whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [Row(**json.loads(line)) for line in whole_lines]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no metrics of this version: {error}") from error
+
+
 class MetricsLog:
-    """Appends to the files of a run that continues after ``step``; later lines are dropped."""
+    """Appends to the files of a run that continues after ``step``; later lines are dropped.
+
+    Attributes:
+        board: the run's TensorBoard events.
+    """
 
     def __init__(self, run_dir: RunDir, step: int):
-        from tensorboardX import SummaryWriter
-
         _drop_after(run_dir.metrics, step)
         self._file = run_dir.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir.tensorboard), purge_step=step + 1)
+        self.board = Board(run_dir.tensorboard, step)
 
     def write(self, row: Row, grad_norms: Mapping[str, float]) -> None:
         """Add one line; ``grad_norms`` by part of the model go to TensorBoard alone."""
         record = asdict(row)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in record.items():
-            if name != "step":
-                self._board.add_scalar(f"train/{name}", value, row.step)
-        for name, value in grad_norms.items():
-            self._board.add_scalar(f"grad_norm/{name}", value, row.step)
-
-    def write_report(self, step: int, scalars: Mapping[str, float], markdown: str) -> None:
-        """Add the numbers of a report and its tables."""
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        self._board.add_text("report", markdown, step)
-        self._board.flush()
+        scalars = {f"train/{name}": value for name, value in record.items() if name != "step"}
+        scalars |= {f"grad_norm/{name}": value for name, value in grad_norms.items()}
+        self.board.add_scalars(row.step, scalars)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        self.board.close()
 
 
 def _drop_after(path: Path, step: int) -> None:

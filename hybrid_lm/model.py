@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
+from hybrid_lm.block import Absence, Block
 from hybrid_lm.embedding import embed
 from hybrid_lm.errors import UserError
-from hybrid_lm.layers import RMSNorm, fan_in, param, project, rms_norm
+from hybrid_lm.layers import rms_norm
 from hybrid_lm.mixers import Context, Cost, MixerConfig
 from hybrid_lm.pattern import Group, Plan
 from hybrid_lm.sharding import constrain
@@ -50,52 +51,6 @@ class Output(NamedTuple):
     state: State | None
 
 
-class GatedMLP(nnx.Module):
-    """``down(silu(gate x) * up x)`` (SwiGLU; Shazeer 2020, arXiv 2002.05202)."""
-
-    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
-        self.gate = param(rngs, (width, hidden), ("embed", "mlp"), fan_in(width))
-        self.up = param(rngs, (width, hidden), ("embed", "mlp"), fan_in(width))
-        self.down = param(rngs, (hidden, width), ("mlp", "embed"), fan_in(hidden))
-
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        hidden = jax.nn.silu(project("bld,dm->blm", x_BLD, self.gate))
-        hidden *= project("bld,dm->blm", x_BLD, self.up)
-        return project("blm,md->bld", hidden, self.down)
-
-
-class Block(nnx.Module):
-    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
-
-    def __init__(self, config: ModelConfig, mixer: str, rngs: nnx.Rngs):
-        self.mixer_norm = RMSNorm(config.width, None, rngs)
-        self.mixer = config.mixers[mixer].build(config.width, rngs)
-        self.has_mlp = config.mlp_width > 0
-        if self.has_mlp:
-            self.mlp_norm = RMSNorm(config.width, None, rngs)
-            self.mlp = GatedMLP(config.width, config.mlp_width, rngs)
-
-    def __call__(
-        self, x_BLD: jax.Array, ctx: Context, state: Any, keep: jax.Array | None
-    ) -> tuple[jax.Array, Any]:
-        def mix(x_BLD: jax.Array) -> tuple[jax.Array, Any]:
-            return self.mixer(self.mixer_norm(x_BLD), ctx, state)
-
-        if keep is None:
-            y_BLD, state = mix(x_BLD)
-        else:
-            y_BLD, state = jax.lax.cond(keep, mix, lambda x: _nothing(mix, x), x_BLD)
-        x_BLD = x_BLD + y_BLD
-        if self.has_mlp:
-            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
-        return constrain(x_BLD, ("batch", "length", None)), state
-
-
-def _nothing(mix, x_BLD: jax.Array):
-    """Zeros in the shape of what the mixer would return."""
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(mix, x_BLD))
-
-
 class Model:
     """A model structure; holds no arrays.
 
@@ -116,7 +71,7 @@ class Model:
             if not config.mixers[key].is_causal():
                 raise UserError(f"mixer {key!r} is not causal: a token would see what it predicts")
         blocks = {
-            key: nnx.split(nnx.eval_shape(lambda key=key: Block(config, key, nnx.Rngs(0))))
+            key: nnx.split(nnx.eval_shape(lambda key=key: self.block(key, nnx.Rngs(0))))
             for key in used
         }
         self._graphs = {key: graph for key, (graph, _) in blocks.items()}
@@ -141,12 +96,17 @@ class Model:
         }
         return {"embedding": embedding, "groups": groups, "norm": norm}
 
+    def block(self, mixer: str, rngs: nnx.Rngs) -> Block:
+        """A block with mixer ``mixer`` of the config."""
+        config = self.config
+        return Block(config.width, config.mlp_width, config.mixers[mixer], rngs)
+
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters."""
         keys = iter(jax.random.split(key, 1 + sum(len(g.unit) for g in self.plan.groups)))
 
         def block(mixer: str, key: jax.Array) -> Params:
-            return nnx.to_pure_dict(nnx.state(Block(self.config, mixer, nnx.Rngs(params=key))))
+            return nnx.to_pure_dict(nnx.state(self.block(mixer, nnx.Rngs(params=key))))
 
         groups = {
             group.name: {
@@ -197,38 +157,56 @@ class Model:
             remat: what the backward pass recomputes: "none", all but matrix products ("dots"), or
                 whole blocks ("block").
         """
-        # Whole along D before the look-up, as the rows it gives are sharded over the batch.
-        embedding_VD = constrain(params["embedding"], ("vocab", None))
-        x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
-        x_BLD = constrain(x_BLD.astype(ctx.dtype), ("batch", "length", None))
+        x_BLD = self.embed(params, tokens_BL, ctx)
         exits, next_state = [], {}
         for g, group in enumerate(self.plan.groups):
-            x_BLD, next_state[group.name] = self._run_group(
+            x_BLD, next_state[group.name], _ = self.run_group(
                 group,
                 params["groups"][group.name],
                 x_BLD,
                 ctx,
                 None if state is None else state[group.name],
-                None if keep_G is None else keep_G[g],
-                remat,
+                absence=None if keep_G is None else self.without(group, ~keep_G[g]),
+                remat=remat,
             )
             exits.append(x_BLD)
         return Output(exits, None if state is None else next_state)
 
-    def _run_group(
+    def embed(self, params: Params, tokens_BL: jax.Array, ctx: Context) -> jax.Array:
+        """The residual stream x_BLD that enters the first group."""
+        # Whole along D before the look-up, as the rows it gives are sharded over the batch.
+        embedding_VD = constrain(params["embedding"], ("vocab", None))
+        x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
+        return constrain(x_BLD.astype(ctx.dtype), ("batch", "length", None))
+
+    def run_group(
         self,
         group: Group,
         params: Params,
         x_BLD: jax.Array,
         ctx: Context,
-        state: State | None,
-        keep: jax.Array | None,
-        remat: Remat,
-    ) -> tuple[jax.Array, State | None]:
-        def block(mixer, params, x_BLD, ctx, state, keep):
+        state: State | None = None,
+        *,
+        absence: Absence | None = None,
+        remat: Remat = "none",
+        observe: bool = False,
+    ) -> tuple[jax.Array, State | None, jax.Array | None]:
+        """Run the blocks of one group, with its own ``params`` and ``state``.
+
+        Args:
+            absence: mixers to do without, arrays [R, len(group.unit), ...]. None keeps all.
+            observe: also return every mixer's mean output over the row.
+
+        Returns:
+            x_BLD that leaves the group; the next state (None without one); the means
+            [R, len(group.unit), B, D] in float32 (None without ``observe``).
+        """
+
+        def block(mixer, params, x_BLD, ctx, state, absence):
             abstract = jax.tree.map(lambda leaf: leaf, self._abstract[mixer])
             nnx.replace_by_pure_dict(abstract, params)
-            return nnx.merge(self._graphs[mixer], abstract)(x_BLD, ctx, state, keep)
+            module = nnx.merge(self._graphs[mixer], abstract)
+            return module(x_BLD, ctx, state, absence, observe)
 
         if remat != "none":
             policies = jax.checkpoint_policies
@@ -240,16 +218,26 @@ class Model:
             )
 
         def unit(x_BLD, layer):
-            params, state = layer
-            next_state = {}
+            params, state, absence = layer
+            next_state, means = {}, []
             for i, mixer in enumerate(group.unit):
+                here = None if absence is None else jax.tree.map(lambda a, i=i: a[i], absence)
                 i = str(i)
-                x_BLD, next_state[i] = block(
-                    mixer, params[i], x_BLD, ctx, None if state is None else state[i], keep
+                x_BLD, next_state[i], mean_BD = block(
+                    mixer, params[i], x_BLD, ctx, None if state is None else state[i], here
                 )
-            return x_BLD, None if state is None else next_state
+                means.append(mean_BD)
+            mean_UBD = jnp.stack(means) if observe else None
+            return x_BLD, (None if state is None else next_state, mean_UBD)
 
-        return jax.lax.scan(unit, x_BLD, (params, state))
+        x_BLD, (state, mean_RUBD) = jax.lax.scan(unit, x_BLD, (params, state, absence))
+        return x_BLD, state, mean_RUBD
+
+    def without(self, group: Group, absent: ArrayLike) -> Absence:
+        """Skip the mixers of a group where ``absent`` (a bool, or [R, len(group.unit)]) says so."""
+        shape = (group.repeats, len(group.unit))
+        keep_RU = jnp.broadcast_to(jnp.logical_not(absent), shape)
+        return Absence(keep_RU, jnp.zeros((*shape, self.config.width)))
 
     def readout(self, params: Params, x_BLD: jax.Array) -> jax.Array:
         """Final norm: what the tied embedding is multiplied with to give logits."""

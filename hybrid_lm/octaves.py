@@ -8,7 +8,7 @@ from hybrid_lm.results import Interval
 from hybrid_lm.statistics import ci95
 
 BLOCK = 128
-"""Every octave starts at a multiple of so many tokens."""
+"""Tokens of the first octave; every octave starts at a multiple of it."""
 
 
 class Mean(NamedTuple):
@@ -26,10 +26,10 @@ def octaves(length: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], length], strict=True))
 
 
-def octave_sums(block_sums: np.ndarray, length: int) -> np.ndarray:
-    """Sums [..., blocks] over every `BLOCK` tokens -> sums [..., octaves]."""
-    starts = [start // BLOCK for start, _ in octaves(length)]
-    return np.add.reduceat(block_sums, starts, axis=-1)
+def octave_sums(nll: np.ndarray) -> np.ndarray:
+    """NLL per token [..., length] -> float64 sums [..., octaves]."""
+    starts = [start for start, _ in octaves(nll.shape[-1])]
+    return np.add.reduceat(nll, starts, axis=-1, dtype=np.float64)
 
 
 def octave_means(nats: np.ndarray, length: int, *, resamples: int) -> tuple[Mean, list[Mean]]:

@@ -7,7 +7,7 @@ runs/NAME/
     metrics.jsonl     one line per `train.log_every` steps
     tensorboard/      the same, gradient norms per group, every report
     checkpoints/      one directory per kept step
-    report/           report.json and report.md of the latest evaluation
+    report/           report.json, report.md and report.html of the latest evaluation
 """
 
 import fcntl
@@ -95,26 +95,34 @@ class RunDir:
                 f"{self.path / CONFIG} is from another version of hybrid_lm: {error}"
             ) from error
 
+    def corpus_manifest(self) -> dict[str, Any]:
+        """Manifest of the corpus that the run was trained on."""
+        return self._read(CORPUS)
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with."""
         return load_tokenizer(self.path / TOKENIZER)
 
-    def reported_step(self) -> int | None:
-        """The step that the report in `report_dir` is of; None where there is none."""
-        if not (self.report_dir / "report.json").is_file():
+    def reported_step(self, report: str = "report") -> int | None:
+        """The step that the report in a directory of the run is of; None where there is none."""
+        if not (self.path / report / "report.json").is_file():
             return None
-        return self._read("report/report.json")["step"]
+        return self._read(f"{report}/report.json")["step"]
 
-    def require_config(self, config: Config) -> None:
-        """Raise `UserError` naming what differs where this is the run of another config."""
+    def differences(self, config: Config) -> list[str]:
+        """What is not as in ``config``, setting by setting."""
         there = _flat(self._read(CONFIG))
         # Through JSON, as what is compared has been.
         here = _flat(json.loads(json.dumps(configs.to_json(config))))
-        differing = [
+        return [
             f"{name} is {_show(there, name)} there and {_show(here, name)} here"
             for name in sorted(there.keys() | here.keys())
             if _show(there, name) != _show(here, name)
         ]
+
+    def require_config(self, config: Config) -> None:
+        """Raise `UserError` naming what differs where this is the run of another config."""
+        differing = self.differences(config)
         if differing:
             raise UserError(
                 f"{self.path} holds a run of another config: {'; '.join(differing)}; "
@@ -123,7 +131,7 @@ class RunDir:
 
     def require_corpus(self, corpus: Corpus) -> None:
         """Raise `UserError` where this run was trained on other documents."""
-        manifest = self._read(CORPUS)
+        manifest = self.corpus_manifest()
         if manifest["splits"] != corpus.manifest["splits"]:
             raise UserError(
                 f"{self.path} was trained on other documents: {manifest['source']['name']} has "

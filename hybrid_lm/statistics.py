@@ -1,13 +1,27 @@
 """Intervals, power and win rates over documents: the document is the unit that is resampled."""
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from hybrid_lm.errors import UserError
 
-MIN_BOOTSTRAP_DOCUMENTS = 20
-"""With fewer, resampling gives too narrow intervals (95% of normal data becomes 91% at 16 documents
-and 85% at 5), and Student's t is used instead."""
+MIN_BOOTSTRAP_DOCUMENTS = 200
+"""With fewer, intervals are Student's t.
+
+Resampling gives too narrow intervals of few documents. Measured share of 4,000 simulated studies
+whose 95% interval holds the true mean, Student's t / BCa bootstrap:
+
+=========  =============  =====================  ==================  =============
+documents  normal         log-normal (sd 0.3)    log-normal (sd 1)   t, 3 degrees
+=========  =============  =====================  ==================  =============
+8          .946 / .883    .941 / .879            .831 / .811         .961 / .848
+25         .949 / .932    .944 / .932            .877 / .885         .957 / .895
+100        .951 / .945    .943 / .936            .920 / .925         .953 / .921
+200        .967 / .967    .944 / .935            .931 / .937         .949 / .929
+=========  =============  =====================  ==================  =============
+
+A studentised bootstrap of 25 documents is better on the third (.922), worse on the fourth (.919).
+"""
 MIN_RESAMPLES = 200
 """Fewer leave less than five resamples beyond either end of a 95% interval."""
 _CONSTANT = 1e-12  # relative spread that is rounding, not variation between documents
@@ -31,9 +45,9 @@ def require_enough(documents: int, resamples: int) -> None:
 def ci95(numerators: np.ndarray, denominators: np.ndarray, *, resamples: int) -> np.ndarray:
     """95% interval of ``sum_d numerators / sum_d denominators`` over documents d, cell by cell.
 
-    BCa bootstrap of whole documents (Efron 1987), all cells from the same resamples, seeded; below
-    `MIN_BOOTSTRAP_DOCUMENTS` Student's t on the ratio's linearisation. A cell whose ratio is the
-    same in every document has an interval of width 0.
+    Below `MIN_BOOTSTRAP_DOCUMENTS` Student's t on the ratio's linearisation; from there on BCa
+    bootstrap of whole documents (Efron 1987), all cells from the same resamples, seeded. A cell
+    whose ratio is the same in every document has an interval of width 0.
 
     Args:
         numerators: [documents, cells], for example the nats of a bucket.
@@ -72,6 +86,62 @@ def ci95(numerators: np.ndarray, denominators: np.ndarray, *, resamples: int) ->
     return interval
 
 
+def max_t(differences: np.ndarray, *, flips: int = 10_000) -> np.ndarray:
+    """P values of the means of paired differences, corrected for the number of cells.
+
+    Single-step max-T by sign flips (Westfall & Young 1993): the share of random flips of whole
+    documents in which the largest ``|t|`` over all cells reaches this cell's. All cells of a
+    document flip together, so that their correlation counts; Holm's correction, which supposes the
+    worst one, finds less. Exact where differences are symmetric under no effect.
+
+    Args:
+        differences: [documents, cells].
+
+    Returns:
+        [cells], each at least 1 / (flips + 1); 1 for a cell of zeros.
+    """
+    scale = np.sqrt((differences**2).sum(axis=0))
+    unit = differences / np.where(scale > 0, scale, 1)  # |sum| of it is monotone in |t|
+    rng = np.random.default_rng(0)
+    signs = rng.integers(0, 2, (flips, len(differences))) * 2.0 - 1
+    largest = np.abs(signs @ unit).max(axis=1)
+    reached = largest[:, None] >= np.abs(unit.sum(axis=0)) - 1e-9
+    return (1 + reached.sum(axis=0)) / (1 + flips)
+
+
+def hierarchical_ci95(differences: np.ndarray, *, resamples: int) -> np.ndarray:
+    """95% interval of the mean over seeds and documents, both drawn from more of their kind.
+
+    Bootstrap of seeds and, apart from them, of documents (every seed has the same ones), cell by
+    cell. Deviations are scaled to be unbiased for few seeds, and the percentiles stretched from the
+    normal's to those of Student's t, with the degrees of freedom of Satterthwaite 1946. Measured
+    coverage with 25 documents: 96% with 2 to 5 seeds that differ little; where seeds spread 5 times
+    the standard error over documents, 90% with 2, 92% with 3 or 5.
+
+    Args:
+        differences: [seeds, documents, cells], at least 2 seeds.
+
+    Returns:
+        [cells, 2], low and high.
+
+    Raises:
+        UserError: for fewer than 2 seeds, and see `require_enough`.
+    """
+    seeds, documents, _ = differences.shape
+    if seeds < 2:
+        raise UserError("an interval over seeds needs at least 2 of them")
+    require_enough(documents, resamples)
+    rng = np.random.default_rng(0)
+    mean = differences.mean(axis=(0, 1))
+    seed_weights = _resampled_weights(rng, seeds, resamples)
+    document_weights = _resampled_weights(rng, documents, resamples)
+    means = np.einsum("rs,rd,sdc->rc", seed_weights, document_weights, differences, optimize=True)
+    low_high = np.quantile(means, [0.025, 0.975], axis=0)
+    _, freedom = _error_over_seeds(differences)
+    stretch = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
+    return (mean + stretch * (low_high - mean)).T
+
+
 def minimum_detectable_effect(differences: np.ndarray) -> float:
     """The mean difference that a paired two-sided t-test at 5% finds in 4 of 5 such samples.
 
@@ -81,9 +151,45 @@ def minimum_detectable_effect(differences: np.ndarray) -> float:
     return float(quantiles.sum() * _standard_error(differences))
 
 
+def minimum_detectable_effect_over_seeds(differences: np.ndarray) -> float:
+    """`minimum_detectable_effect` of a test that generalises to other seeds and documents.
+
+    With the standard error and the degrees of freedom of `hierarchical_ci95`, from the noncentral
+    t distribution: with two seeds that spread far more than documents do, 16 standard errors.
+
+    ``differences``: [seeds, documents], at least 2 of each.
+    """
+    error, freedom = _error_over_seeds(differences[..., None])
+    critical = stats.t.ppf(0.975, freedom[0])
+
+    def missing_power(effect: float) -> float:
+        return float(stats.nct.sf(critical, freedom[0], effect)) - 0.8
+
+    return float(error[0] * optimize.brentq(missing_power, 0, 100))
+
+
 def win_rate(differences: np.ndarray) -> float:
     """Share of documents with a positive difference; ``differences``: [documents]."""
     return float(np.mean(differences > 0))
+
+
+def _resampled_weights(rng: np.random.Generator, size: int, resamples: int) -> np.ndarray:
+    """Weights [resamples, size] of a mean; its variance over them is the unbiased one."""
+    drawn = rng.multinomial(size, np.full(size, 1 / size), resamples) / size
+    return 1 / size + (drawn - 1 / size) * (size / (size - 1)) ** 0.5
+
+
+def _error_over_seeds(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error of the mean of [seeds, documents, cells] and its degrees of freedom, [cells].
+
+    The variances over seeds and over documents add up (Satterthwaite 1946).
+    """
+    seeds, documents, _ = differences.shape
+    of_seeds = differences.mean(axis=1).var(axis=0, ddof=1) / seeds
+    of_documents = differences.mean(axis=0).var(axis=0, ddof=1) / documents
+    squares = of_seeds**2 / (seeds - 1) + of_documents**2 / (documents - 1)
+    freedom = (of_seeds + of_documents) ** 2 / np.where(squares > 0, squares, 1)
+    return np.sqrt(of_seeds + of_documents), np.maximum(freedom, 1)
 
 
 def _ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, axis: int) -> np.ndarray:

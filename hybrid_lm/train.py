@@ -48,9 +48,11 @@ class Options:
 
     run: Annotated[Config, tyro.conf.arg(name="")]
     config: str
-    """Python file whose config() is the run: a path, or a name in experiments/."""
+    """Python file whose config() is the run: a path, or a name in experiments/. FILE:POINT is a
+    point of its sweep()."""
     run_dir: str | None = None
-    """Directory of the run. None: runs/NAME for experiments/NAME.py."""
+    """Directory of the run. None: runs/NAME for experiments/NAME.py, and for a point of it
+    runs/NAME/POINT-seedN."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the plan, its costs and the implementations; nothing is prepared or written."""
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -96,7 +98,7 @@ def train(options: Options, console: Console) -> None:
     # ---------------------------------------------------------------------- config, run directory
     config = options.run
     steps, dtype = config.train.steps, config.train.dtype
-    run_path = Path(options.run_dir or Path("runs", configs.find(options.config).stem))
+    run_path = Path(options.run_dir or configs.run_path(options.config, config))
     run_dir = find_run(run_path)
     if run_dir is not None:
         run_dir.require_config(config)
@@ -214,8 +216,7 @@ def train(options: Options, console: Console) -> None:
                 if evaluating and not stopping:
                     results = evaluator.run(state.params, step=step, on_progress=on_progress)
                     if metrics_log is not None:
-                        tables = report.to_markdown(results)
-                        metrics_log.write_report(step, report.scalars(results), tables)
+                        report.to_board(results, metrics_log.board)
                         report.write(results, run_dir.report_dir)
                         Console().print(report.render(results))
                 if stopping or step == steps:

@@ -5,6 +5,7 @@ import random
 import sys
 
 import jax
+import jsonschema
 import numpy as np
 import pytest
 
@@ -13,15 +14,18 @@ from hybrid_lm.config import Config, EvaluationConfig, TrainConfig
 from hybrid_lm.data.config import DataConfig
 from hybrid_lm.data.prepare import prepare
 from hybrid_lm.errors import exit_on_user_error
+from hybrid_lm.instruments import suite
 from hybrid_lm.kernels.dispatch import Implementation
 from hybrid_lm.mixers import Attention, Linear
 from hybrid_lm.model import Model, ModelConfig
 from hybrid_lm.optimizer import make_optimizer
+from hybrid_lm.results.schema import PATH as SCHEMA
 from hybrid_lm.run_dir import RunDir
 from hybrid_lm.sample import generate
 from hybrid_lm.sharding import MeshConfig
 from hybrid_lm.step import abstract_state, init_state
 
+TABLE = ["--only", "table"]
 WORDS = ["state", "attention", "kernel", "long", "ölçü"]
 
 
@@ -97,7 +101,7 @@ def reports(run_path):
 
 
 def test_evaluations_with_other_settings_lie_side_by_side(run_path, call, tmp_path):
-    code, printed, _ = call(evaluate, run_path)
+    code, printed, _ = call(evaluate, run_path, *TABLE)
     assert code == 0
     assert "step 5 · validation · 4 documents of 64 tokens = 256 tokens" in printed
     assert "without it" in printed
@@ -107,9 +111,10 @@ def test_evaluations_with_other_settings_lie_side_by_side(run_path, call, tmp_pa
     assert own["step"] == 5
 
     other = write_documents(tmp_path / "other", 12, seed=1)
-    assert call(evaluate, run_path, "--batch-size", 3)[0] == 0
-    assert call(evaluate, run_path, "--split", "test", "--length", 80, "--documents", 3)[0] == 0
-    assert call(evaluate, run_path, "--corpus", other, "--documents", 2)[0] == 0
+    assert call(evaluate, run_path, *TABLE, "--batch-size", 3)[0] == 0
+    of_test = ["--split", "test", "--length", 80, "--documents", 3]
+    assert call(evaluate, run_path, *TABLE, *of_test)[0] == 0
+    assert call(evaluate, run_path, *TABLE, "--corpus", other, "--documents", 2)[0] == 0
     found = reports(run_path)
     (corpus_name,) = found.keys() - {"report", "report-test-length80-documents3"}
     assert corpus_name.startswith("report-documents2-other-bpe-")
@@ -121,9 +126,32 @@ def test_evaluations_with_other_settings_lie_side_by_side(run_path, call, tmp_pa
     assert len(set(of_tokenizer)) == 1, "another corpus is read with the run's tokenizer"
 
 
+@pytest.mark.thorough
+def test_all_instruments_run_on_a_run_and_go_on_from_what_was_measured(run_path, call):
+    code, printed, _ = call(evaluate, run_path, "--documents", 3, "--lens")
+    assert code == 0
+    for title in ("Knock-outs", "Shapley values", "By token class", "decoded at the exits"):
+        assert title in printed
+    report = reports(run_path)["report-documents3"]
+    jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    ran = {found["name"] for found in report["instruments"]}
+    missing = {part["name"]: part["reason"] for part in report["not_run"]}
+    assert ran >= {"knockout", "shapley", "token_classes", "lens"}
+    assert "too short" in missing["field"]
+    assert ran | missing.keys() == {instrument.name for instrument in suite.INSTRUMENTS}
+    assert sorted(path.name for path in (run_path / "lens").iterdir()) == ["tuned_lens.npz"]
+    kept = run_path / "report-documents3" / "instruments" / "shapley.npz"
+    before = kept.stat().st_mtime_ns
+    assert call(evaluate, run_path, "--documents", 3, "--only", "shapley")[0] == 0
+    assert kept.stat().st_mtime_ns == before
+    again = reports(run_path)["report-documents3"]
+    assert again["shapley"] == report["shapley"]
+    assert again["groups"][0]["knockout_mean"] is None
+
+
 def test_a_named_output_is_never_overwritten(run_path, call, tmp_path):
     output = tmp_path / "mine"
-    assert call(evaluate, run_path, "--documents", 2, "--output", output)[0] == 0
+    assert call(evaluate, run_path, *TABLE, "--documents", 2, "--output", output)[0] == 0
     before = (output / "report.json").read_bytes()
     code, _, error = call(evaluate, run_path, "--output", output)
     assert code == 2
@@ -164,7 +192,10 @@ def test_bad_input_is_one_line_and_exit_code_2(command, args, message, call):
 
 
 def test_bad_numbers_leave_no_report(run_path, call):
-    for args in (["--length", 10**6], ["--documents", 1], ["--text-column", "body"]):
+    for args in (
+        *(["--length", 10**6], ["--documents", 1], ["--text-column", "body"]),
+        *(["--resamples", 10], ["--only", "knokout"]),
+    ):
         code, _, error = call(evaluate, run_path, *args)
         assert code == 2
         assert len(error.splitlines()) == 1

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -50,6 +52,64 @@ def test_a_file_that_makes_no_config_is_an_error(tmp_path, text, message):
     (tmp_path / "broken.py").write_text(text)
     with pytest.raises(UserError, match=message):
         configs.load(str(tmp_path / "broken.py"))
+
+
+STUDY = """
+from dataclasses import replace
+from hybrid_lm import config as configs
+from hybrid_lm.config import Sweep
+
+def sweep():
+    base = configs.load("quickstart")
+    short = replace(base, train=replace(base.train, steps=7))
+    return Sweep({{"base": base, "short": short}}, {options})
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Write a study with options; its name for ``--config``."""
+
+    def write(options=""):
+        path = tmp_path / "study.py"
+        path.write_text(STUDY.format(options=options))
+        return str(path)
+
+    return write
+
+
+def test_a_point_of_a_study_is_a_config_of_its_own(study):
+    name = study('baseline="short", seeds=(3, 4), lengths=(4096,)')
+    sweep = configs.load_sweep(name)
+    assert (sweep.baseline, sweep.seeds, sweep.lengths) == ("short", (3, 4), (4096,))
+    config = parse(["--config", f"{name}:short", "--train.seed", "4"]).run
+    assert (config.train.steps, config.train.seed) == (7, 4)
+    assert configs.run_path(f"{name}:short", config) == Path("runs/study/short-seed4")
+    assert configs.run_path(name, config) == Path("runs/study")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ('baseline="shrot"', "no point 'shrot'; did you mean 'short'?"),
+        ("seeds=(1, 1)", "seeds (1, 1)"),
+        ("seeds=()", "seeds ()"),
+        ("lengths=(0,)", "lengths (0,)"),
+    ],
+)
+def test_a_study_that_cannot_be_is_an_error(study, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs.load_sweep(study(options))
+
+
+def test_points_are_named_and_known(study):
+    with pytest.raises(UserError, match="no point 'shrot'; did you mean 'short'"):
+        configs.load(f"{study()}:shrot")
+    with pytest.raises(UserError, match="AttributeError"):
+        configs.load_sweep("quickstart")
+    for points, message in [({}, "at least one point"), ({"a/b": None}, "point 'a/b'")]:
+        with pytest.raises(UserError, match=message):
+            configs.Sweep(points)
 
 
 def test_options_change_the_config_by_type():

@@ -272,9 +272,9 @@ def test_octave_means_weigh_tokens():
 class Fragile(Model):
     """Not a number as soon as a group is skipped."""
 
-    def apply(self, *args, keep_G, **kwargs):
-        output = super().apply(*args, keep_G=keep_G, **kwargs)
-        return output._replace(exits=[jnp.where(keep_G.all(), x, jnp.nan) for x in output.exits])
+    def run_group(self, *args, absence, **kwargs):
+        x_BLD, *rest = super().run_group(*args, absence=absence, **kwargs)
+        return jnp.where(absence.keep.all(), x_BLD, jnp.nan), *rest
 
 
 def test_a_number_that_is_not_finite_stops_with_its_place(evaluator, params):

@@ -1,5 +1,6 @@
 """The files of numbers: one line per step, cut back where a run resumes."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -11,7 +12,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hybrid_lm.metrics import MetricsLog, Row
 from hybrid_lm.progress import Progress, log_to
+from hybrid_lm.report import write_events
 from hybrid_lm.throughput import Stopwatch
+from tests.test_report import REPORT
+
+# 3 pixels wide, 2 high: the signature and the start of the header are all that is read.
+PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 3, 2)
 
 
 class Directory:
@@ -59,7 +65,8 @@ def test_tensorboard_gets_scalars_norms_and_the_report_and_forgets_later_steps(t
     directory = Directory(tmp_path)
     log = MetricsLog(directory, 7)
     log.write(row(8), {"groups/early": 0.5})
-    log.write_report(8, {"group/early/knockout_nats": 0.125}, "| the | table |")
+    scalars, images = {"group/early/knockout_nats": 0.125}, {"figure/exits": PNG}
+    log.board.add_report(8, scalars, "| the | table |", images)
     log.close()
     found = events(directory.tensorboard)
     starts = [e for e in found if e.session_log.status == SessionLog.START]
@@ -71,6 +78,18 @@ def test_tensorboard_gets_scalars_norms_and_the_report_and_forgets_later_steps(t
     assert values["group/early/knockout_nats"][1].simple_value == 0.125
     (text,) = [v for tag, (_, v) in values.items() if tag.startswith("report")]
     assert text.tensor.string_val[0] == b"| the | table |"
+    image = values["figure/exits"][1].image
+    assert (image.width, image.height, image.encoded_image_string) == (3, 2, PNG)
+
+
+def test_an_evaluation_replaces_the_events_of_the_one_before(tmp_path):
+    for step in (3000, 4000):
+        write_events(dataclasses.replace(REPORT, step=step), tmp_path)
+    found = {v.tag: (e.step, v) for e in events(tmp_path / "tensorboard") for v in e.summary.value}
+    assert {step for step, _ in found.values()} == {4000}
+    assert found["eval/bits_per_byte"][1].simple_value == pytest.approx(REPORT.bits_per_byte)
+    images = {tag for tag, (_, value) in found.items() if value.HasField("image")}
+    assert images == {"figure/positions", "figure/knockout", "figure/exits"}
 
 
 def test_pauses_do_not_count_as_training(monkeypatch):

@@ -12,10 +12,12 @@ import pytest
 from flax import nnx
 
 from hybrid_lm import cli, evaluate, mixers, sample, train
+from hybrid_lm.compare import __main__ as compare
 from hybrid_lm.data.config import DataConfig
 from hybrid_lm.layers import fan_in, param, project
 from hybrid_lm.mixers import base
 from hybrid_lm.mixers.table import replace_in
+from hybrid_lm.sweep import __main__ as sweep
 from tests.numerics import assert_close
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -24,6 +26,8 @@ PARSERS = {
     "hybrid_lm.train": train.parse,
     "hybrid_lm.evaluate": lambda args: cli.parse(evaluate.Options, args),
     "hybrid_lm.sample": lambda args: cli.parse(sample.Options, args),
+    "hybrid_lm.sweep": sweep.parse,
+    "hybrid_lm.compare": lambda args: cli.parse(compare.Options, args),
     "hybrid_lm.data.prepare": lambda args: cli.parse(DataConfig, args),
 }
 

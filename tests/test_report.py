@@ -192,7 +192,7 @@ def test_files_replace_earlier_ones_and_leave_nothing_else(tmp_path):
     directory = tmp_path / "run" / "report"
     write(REPORT, directory)
     write(dataclasses.replace(REPORT, step=4000), directory)
-    assert sorted(os.listdir(directory)) == ["report.json", "report.md"]
+    assert sorted(os.listdir(directory)) == ["report.html", "report.json", "report.md"]
     assert json.loads((directory / "report.json").read_text())["step"] == 4000
     assert (directory / "report.md").read_text().startswith("# Evaluation at step 4,000")
 

@@ -13,6 +13,7 @@ from flax import nnx
 from hybrid_lm import mixers
 from hybrid_lm.bench.results import Row
 from hybrid_lm.bench.timing import compiled_in, measured
+from hybrid_lm.errors import UserError
 from hybrid_lm.mixers import Context, MixerConfig
 
 
@@ -28,10 +29,17 @@ class Mixers:
     """Tokens of a row."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the activations."""
+    only: tuple[str, ...] = ()
+    """Keys of the mixers to time; none means all."""
 
     def rows(self) -> list[Row]:
-        configs = {key: mixers.get(key)() for key in mixers.names()}
-        configs["attention, window 1024"] = dataclasses.replace(configs["attention"], window=1024)
+        unknown = [key for key in self.only if key not in mixers.names()]
+        if unknown:
+            raise UserError(f"no mixer {unknown[0]!r}; there are: {', '.join(mixers.names())}")
+        configs = {key: mixers.get(key)() for key in self.only or mixers.names()}
+        if "attention" in configs:
+            window = dataclasses.replace(configs["attention"], window=1024)
+            configs["attention, window 1024"] = window
         cases = [(name, length) for name in configs for length in self.lengths]
         # Compiling takes far longer than running, and one program at a time uses one core.
         with ThreadPoolExecutor(os.cpu_count()) as pool:

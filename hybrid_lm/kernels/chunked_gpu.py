@@ -74,10 +74,11 @@ def factors(log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int) -> Fac
         """[B, chunks, C, H] -> [B, H, L]"""
         return jnp.moveaxis(x, -1, 1).reshape(batch, heads, length)
 
-    if log_decay_BLH is None:
-        log_decay_BLH = jnp.zeros(shape, jnp.float32)
     resets = None if resets_BL is None else resets_BL.reshape(batch, -1, chunk)
-    total = sum_decays(log_decay_BLH.reshape(batch, -1, chunk, heads), resets)
+    if log_decay_BLH is None:
+        total = jnp.zeros((batch, length // chunk, chunk, heads), jnp.float32)
+    else:
+        total = sum_decays(log_decay_BLH.reshape(batch, -1, chunk, heads), resets)
     run = jnp.zeros(total.shape[:3], jnp.int32)
     if resets is not None:
         run = jnp.cumsum(resets, axis=2, dtype=jnp.int32)

@@ -29,7 +29,7 @@ class Hyena(MixerConfig):
 
     v and the gates x_1 to x_N are projections after a short convolution each. The filter is
     ``h_n(t) = (exp(-a t) + b) FFN_n(t, cos(w_k t), -sin(w_k t))`` with sines as activations, its
-    decay a another one in every channel.
+    decay a is another one in every channel.
 
     Poli et al. 2023 (arXiv 2302.10866), definition 3.1 and section 3.3. As in the authors' code,
     the short convolution of v is the first of the N filters of definition 3.1, so that N - 1 are

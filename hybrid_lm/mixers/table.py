@@ -34,15 +34,25 @@ def replace_in(text: str) -> str:
     return pattern.sub(lambda _: f"{START}\n{markdown()}\n{END}", text)
 
 
+def what(kind: type[MixerConfig]) -> str:
+    """The first sentence of the mixer's file."""
+    text = inspect.getdoc(inspect.getmodule(kind)) or ""
+    return text.split("\n\n")[0].replace("\n", " ").rstrip(".")
+
+
+def paper(kind: type[MixerConfig]) -> str | None:
+    """arXiv number of the first paper that the mixer's docstring names."""
+    found = re.search(r"arXiv (\d{4}\.\d{5})", inspect.getdoc(kind) or "")
+    return found[1] if found else None
+
+
 def _row(key: str, kind: type[MixerConfig]) -> tuple[str, ...]:
-    module = inspect.getmodule(kind)
-    what = inspect.getdoc(module) or ""
     cost = kind().cost(WIDTH, LENGTH)
-    papers = re.findall(r"arXiv (\d{4}\.\d{5})", inspect.getdoc(kind) or "")
-    source = f"[{papers[0]}](https://arxiv.org/abs/{papers[0]})" if papers else "–"
+    number = paper(kind)
+    source = f"[{number}](https://arxiv.org/abs/{number})" if number else "–"
     return (
         f"`{key}`",
-        what.split("\n\n")[0].replace("\n", " ").rstrip("."),
+        what(kind),
         f"{cost.state_bytes / 2**10:,.0f} KiB",
         f"{cost.flops_per_token / 1e6:.1f}",
         "yes" if kind.packable else "no",

@@ -65,6 +65,8 @@ class Case:
 
     name: str
     config: MixerConfig
+    is_arithmetic: bool = False
+    """Whether it is one of `ARITHMETIC`."""
 
     def __str__(self) -> str:
         return self.name
@@ -79,16 +81,18 @@ def cases(*, arithmetic: bool = False, **sizes: int) -> list[Case]:
     """`defaults` and the `VARIANTS` (and `ARITHMETIC`) of each."""
     found = []
     for default in defaults(**sizes):
-        variants = VARIANTS.get(default.name, {})
-        if arithmetic:
-            variants = variants | ARITHMETIC.get(default.name, {})
-        found += [
-            default,
-            *(
-                Case(f"{default.name}-{name}", dataclasses.replace(default.config, **fields))
-                for name, fields in variants.items()
-            ),
-        ]
+        found.append(default)
+        for table, is_arithmetic in ((VARIANTS, False), (ARITHMETIC, True)):
+            if is_arithmetic and not arithmetic:
+                continue
+            found += [
+                Case(
+                    f"{default.name}-{name}",
+                    dataclasses.replace(default.config, **fields),
+                    is_arithmetic,
+                )
+                for name, fields in table.get(default.name, {}).items()
+            ]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which laws `make test` runs: all of them, on one mixer of every kind."""
+"""Which laws `make test` runs: all of them, on the default of one mixer of every kind."""
 
 import pytest
 
@@ -13,5 +13,5 @@ OFTEN = ("attention", "linear", "mamba", "mamba2", "s4d")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-        if isinstance(case, Case) and case.config.key not in OFTEN:
+        if isinstance(case, Case) and (case.is_arithmetic or case.config.key not in OFTEN):
             item.add_marker(pytest.mark.thorough)

@@ -13,7 +13,7 @@ from flax import nnx
 from hybrid_lm import sharding
 from hybrid_lm.loss import token_nll
 from hybrid_lm.mixers import Context
-from hybrid_lm.model import Block, Model, ModelConfig
+from hybrid_lm.model import Model, ModelConfig
 from hybrid_lm.sharding import MeshConfig
 from tests.laws.cases import Case, defaults, packed_context, packed_rows
 from tests.numerics import assert_close, jit
@@ -78,7 +78,7 @@ def test_initialisation_equals_a_loop_over_layers(case: Case):
 
     @jit
     def layer(key):
-        return nnx.to_pure_dict(nnx.state(Block(model.config, "m", nnx.Rngs(params=key))))
+        return nnx.to_pure_dict(nnx.state(model.block("m", nnx.Rngs(params=key))))
 
     layers = [jax.device_get(layer(key)) for key in jax.random.split(layers_key, 2)]
     stacked = jax.tree.map(lambda *of_layers: np.stack(of_layers), *layers)
@@ -91,7 +91,7 @@ def test_initialisation_equals_a_loop_over_layers(case: Case):
 def test_scan_equals_a_loop_over_layers(case: Case):
     model = stack(case, 2)
     tokens_BL, targets_BL, ctx = inputs(8, 8)
-    block = nnx.eval_shape(lambda: Block(model.config, "m", nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: model.block("m", nnx.Rngs(0)))
 
     def loop_loss(params):
         x_BLD = params["embedding"][tokens_BL] * WIDTH**0.5
@@ -99,7 +99,7 @@ def test_scan_equals_a_loop_over_layers(case: Case):
             graph, state = nnx.split(block)
             own = jax.tree.map(lambda p: p[layer], params["groups"]["group1"]["0"])  # noqa: B023
             nnx.replace_by_pure_dict(state, own)
-            x_BLD, _ = nnx.merge(graph, state)(x_BLD, ctx, None, None)
+            x_BLD, *_ = nnx.merge(graph, state)(x_BLD, ctx, None)
         return token_nll(model.readout(params, x_BLD), params["embedding"], targets_BL).mean()
 
     params = jax.tree.map(jnp.float64, start(case, 2))

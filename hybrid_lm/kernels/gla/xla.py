@@ -66,7 +66,8 @@ def gla(
     kept_k = k * jnp.where(last_run[..., None, None], to_end, 0.0)
     written = product("bnjhk,bnjhp->bnhkp", kept_k, v)
     from_start = jnp.where(first_run[..., None, None], from_start, 0.0)
-    stays = from_start[:, :, -1]
+    # A GPU would otherwise run the gradient of the scan below anew for each token of a chunk.
+    stays = jax.lax.optimization_barrier(from_start[:, :, -1])
 
     def combine(left, right):
         return left[0] * right[0], left[1] * right[0][..., None] + right[1]

@@ -1,0 +1,81 @@
+"""One layer: a mixer and a gated MLP, each on the normalised residual stream."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybrid_lm.layers import RMSNorm, fan_in, param, project
+from hybrid_lm.mixers import Context, MixerConfig
+from hybrid_lm.sharding import constrain
+
+
+class Absence(NamedTuple):
+    """What the mixer of a block gives where it is to be absent.
+
+    Attributes:
+        keep: bool; False where the mixer is absent.
+        instead_D: its output then, the same at every token.
+    """
+
+    keep: jax.Array
+    instead_D: jax.Array
+
+
+class GatedMLP(nnx.Module):
+    """``down(silu(gate x) * up x)`` (SwiGLU; Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
+        self.gate = param(rngs, (width, hidden), ("embed", "mlp"), fan_in(width))
+        self.up = param(rngs, (width, hidden), ("embed", "mlp"), fan_in(width))
+        self.down = param(rngs, (hidden, width), ("mlp", "embed"), fan_in(hidden))
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        hidden = jax.nn.silu(project("bld,dm->blm", x_BLD, self.gate))
+        hidden *= project("bld,dm->blm", x_BLD, self.up)
+        return project("blm,md->bld", hidden, self.down)
+
+
+class Block(nnx.Module):
+    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, width: int, mlp_width: int, mixer: MixerConfig, rngs: nnx.Rngs):
+        self.mixer_norm = RMSNorm(width, None, rngs)
+        self.mixer = mixer.build(width, rngs)
+        self.has_mlp = mlp_width > 0
+        if self.has_mlp:
+            self.mlp_norm = RMSNorm(width, None, rngs)
+            self.mlp = GatedMLP(width, mlp_width, rngs)
+
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        ctx: Context,
+        state: Any,
+        absence: Absence | None = None,
+        observe: bool = False,
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
+        """x_BLD, the next state and, with ``observe``, the mixer's mean output over the row, BD."""
+
+        def mix(x_BLD: jax.Array) -> tuple[jax.Array, Any]:
+            return self.mixer(self.mixer_norm(x_BLD), ctx, state)
+
+        if absence is None:
+            y_BLD, state = mix(x_BLD)
+        else:
+            y_BLD, state = jax.lax.cond(
+                absence.keep, mix, lambda x: _instead(mix, x, absence.instead_D), x_BLD
+            )
+        mean_BD = jnp.mean(y_BLD, axis=1, dtype=jnp.float32) if observe else None
+        x_BLD = x_BLD + y_BLD
+        if self.has_mlp:
+            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        return constrain(x_BLD, ("batch", "length", None)), state, mean_BD
+
+
+def _instead(mix, x_BLD: jax.Array, y_D: jax.Array):
+    """``y_D`` at every token and a state of zeros, in the shapes of what the mixer would return."""
+    y_BLD, state = jax.eval_shape(mix, x_BLD)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), state)
+    return jnp.broadcast_to(y_D.astype(y_BLD.dtype), y_BLD.shape), zeros

@@ -1,0 +1,1 @@
+"""Several finished runs beside one another: paired differences, positions, speed."""

@@ -1,0 +1,26 @@
+"""Files that are written whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from hybrid_lm.errors import UserError
+
+
+def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
+    """Write files by name into a directory, each in one step, in place of earlier ones.
+
+    Raises:
+        UserError: if the directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # In the same file system, so that the replacement is one step.
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as work:
+            for name, text in texts.items():
+                Path(work, name).write_text(text, encoding="utf-8")
+            for name in texts:
+                os.replace(Path(work, name), directory / name)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written: {error}") from error
