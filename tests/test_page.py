@@ -6,10 +6,12 @@ import re
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hybrid_lm import page
 from hybrid_lm.octaves import octaves
+from hybrid_lm.page import heatmap, theme
 from hybrid_lm.page.mixers import LAWS
 from hybrid_lm.report import to_markdown
 from hybrid_lm.results import NotRun, Report
@@ -160,6 +162,25 @@ def test_both_modes_and_paper_can_be_read(opened):
         assert seen["page"] > 4.5
         assert seen["marks"] > 3
     assert tab.trouble == []
+
+
+def luminance(rgb):
+    """WCAG 2.2."""
+    r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize("colours", [theme.LIGHT, theme.DARK], ids=MODES)
+@pytest.mark.parametrize("sign", ["worse", "better"])
+def test_numbers_can_be_read_on_every_cell_of_a_heat_map(colours, sign):
+    def rgb(name):
+        return np.array([int(colours[name][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+    for strength in np.linspace(0, 1, 101):
+        opacity = heatmap.FAINTEST + (1 - heatmap.FAINTEST) * strength
+        cell = luminance(opacity * rgb(sign) + (1 - opacity) * rgb("ground"))
+        number = luminance(rgb("on-strong" if strength > heatmap.STRONG else "ink"))
+        assert (max(cell, number) + 0.05) / (min(cell, number) + 0.05) > 4
 
 
 @needs_browser

@@ -6,11 +6,15 @@ from typing import NamedTuple
 import altair as alt
 
 from hybrid_lm.page.axes import drawn, labelled, layered, tips
-from hybrid_lm.page.theme import BETTER, GROUND, INK, LINE, WORSE
+from hybrid_lm.page.theme import BETTER, INK, ON_STRONG, WORSE
 from hybrid_lm.report import show
 from hybrid_lm.results import Interval
 
 _ROW = 34
+FAINTEST = 0.05
+"""Opacity of no change."""
+STRONG = 0.8
+"""Strength of a colour from which on the number on it is white."""
 _SLOPE = 3  # of hatching, in cells: about as many times as wide as they are high
 _LINES = [k / 2 for k in range(1, 2 * (_SLOPE + 1))]
 TEXT = (
@@ -69,7 +73,7 @@ def heatmap(
     base = drawn(records).encode(x=x, y=y)
     ground = base.mark_rect(
         color=alt.expr(f"datum.worse ? '{WORSE}' : '{BETTER}'"),
-        opacity=alt.expr("0.05 + 0.95 * datum.strength"),
+        opacity=alt.expr(f"{FAINTEST} + {1 - FAINTEST} * datum.strength"),
     ).encode(
         x=x.bandPosition(0),
         x2=alt.X2("column:N", bandPosition=1),
@@ -82,7 +86,7 @@ def heatmap(
         fontSize=alt.expr(f"min(12, width / {4.6 * len(columns)})"),
         opacity=alt.expr(f"width / {len(columns)} < 34 ? 0 : 1"),
         fontWeight=alt.expr("datum.uncertain ? 'normal' : 'bold'"),
-        color=alt.expr(f"datum.strength > 0.7 ? '{GROUND}' : '{INK}'"),
+        color=alt.expr(f"datum.strength > {STRONG} ? '{ON_STRONG}' : '{INK}'"),
     ).encode(text="number:N")
     return layered(ground, _hatching(base), numbers, height=_ROW * len(rows))
 
@@ -97,7 +101,7 @@ def _hatching(base: alt.Chart) -> alt.Chart:
         .transform_calculate(up=f"[min(1, datum.line), max(0, datum.line - {_SLOPE})]")
         .transform_flatten(["up"])
         .transform_calculate(along=f"(datum.line - datum.up) / {_SLOPE}")
-        .mark_line(strokeWidth=1, opacity=0.45, color=LINE)
+        .mark_line(strokeWidth=1, opacity=0.3, color=INK)
         .encode(
             xOffset=alt.XOffset("along:Q", scale=inside),
             yOffset=alt.YOffset("up:Q", scale=inside),

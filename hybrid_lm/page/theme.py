@@ -20,8 +20,9 @@ LIGHT = {
     "muted": "#57606a",
     "grid": "#e3e6ea",
     "line": "#8c959f",
-    "worse": "#c2570c",
-    "better": "#1d6fb8",
+    "worse": "#a8480a",
+    "better": "#1d66aa",
+    "on-strong": "#ffffff",
     **{f"series-{i}": f"#{value}" for i, value in enumerate(_LIGHT_SERIES)},
 }
 DARK = {
@@ -31,13 +32,14 @@ DARK = {
     "muted": "#a3abb5",
     "grid": "#2b3037",
     "line": "#6b7480",
-    "worse": "#d9772e",
-    "better": "#3f8fd6",
+    "worse": "#b35c14",
+    "better": "#2a72b5",
+    "on-strong": "#ffffff",
     **{f"series-{i}": f"#{value}" for i, value in enumerate(_DARK_SERIES)},
 }
 
 INK, MUTED, GRID, LINE = "var(--ink)", "var(--muted)", "var(--grid)", "var(--line)"
-GROUND, WORSE, BETTER = "var(--ground)", "var(--worse)", "var(--better)"
+WORSE, BETTER, ON_STRONG = "var(--worse)", "var(--better)", "var(--on-strong)"
 SERIES = tuple(f"var(--series-{i})" for i in range(_SERIES))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "stroke", "arrow")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "━", "➤")
