@@ -217,8 +217,10 @@ def test_what_was_measured_is_not_measured_again(bench, directory, report, monke
         raise AssertionError("measured again")
 
     monkeypatch.setattr(Session, "embed", fail)
-    again = run(bench, directory)
+    shares = []
+    again = run(bench, directory, on_progress=lambda _, share: shares.append(share))
     assert dataclasses.replace(again, date=report.date) == report
+    assert set(shares) == {1.0}  # nothing is left to do
 
 
 def test_an_evaluation_that_was_cut_short_goes_on(bench, report, tmp_path, monkeypatch):

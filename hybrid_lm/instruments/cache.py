@@ -29,8 +29,7 @@ class Cache:
         Raises:
             UserError: if they cannot be written.
         """
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        path = self.directory / f"{name}.npz"
+        path, digest = self._path(name), _digest(key)
         kept = _read(path, digest)
         if kept is not None:
             return kept
@@ -44,6 +43,17 @@ class Cache:
         except OSError as error:
             raise UserError(f"what was measured cannot be kept: {error}") from error
         return arrays
+
+    def holds(self, name: str, key: dict[str, Any]) -> bool:
+        """Whether `get` would measure nothing."""
+        return _read(self._path(name), _digest(key)) is not None
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.npz"
+
+
+def _digest(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path, digest: str) -> Arrays | None:

@@ -7,6 +7,7 @@ from hybrid_lm.data.corpus import Corpus
 from hybrid_lm.errors import UserError
 from hybrid_lm.instruments.base import CannotRun, Subject
 from hybrid_lm.instruments.bench import Session, anonymous
+from hybrid_lm.instruments.cache import Arrays
 from hybrid_lm.instruments.documents import Documents
 
 DOCUMENTS = 8
@@ -35,7 +36,10 @@ def means(subject: Subject) -> np.ndarray:
     """
     documents = calibration_documents(subject)
     key = subject.key | {"calibration": documents.indices, "length": documents.length}
-    measure = lambda: {"means": mean_outputs(subject.session, documents)}  # noqa: E731
+
+    def measure() -> Arrays:
+        return {"means": mean_outputs(subject.session, documents)}
+
     return subject.cache.get("means", key, measure)["means"]
 
 

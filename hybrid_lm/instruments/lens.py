@@ -61,7 +61,8 @@ class LensInstrument:
     def measure(self, subject: Subject) -> Arrays:
         session = subject.session
         length = subject.bench.documents.length
-        key = asdict(self) | {"checkpoint": subject.key["checkpoint"], "length": length}
+        of_run = {name: subject.key[name] for name in ("checkpoint", "splits")}
+        key = asdict(self) | of_run | {"length": length}
         maps = subject.kept.get("tuned_lens", key, lambda: self._trained(subject))
         nats = np.zeros((len(subject.bench.groups), *subject.nats.shape))
         for batch in session.batches():

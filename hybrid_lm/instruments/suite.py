@@ -91,28 +91,31 @@ def run(
         for instrument in INSTRUMENTS
         if instrument.name not in names
     ]
-    planned: list[tuple[Instrument, float]] = []
+    planned: list[tuple[Instrument, dict[str, Any]]] = []
+    passes = {TABLE: 0.0 if cache.holds(TABLE, key) else table.passes(bench)}
     for instrument in INSTRUMENTS:
-        if instrument.name in names:
+        name, settings = instrument.name, key | {"settings": asdict(instrument)}
+        if name in names:
             try:
-                planned.append((instrument, instrument.passes(bench, corpus)))
+                passes[name] = instrument.passes(bench, corpus)
             except CannotRun as reason:
-                not_run.append(NotRun(instrument.name, str(reason)))
-    progress = _Progress(table.passes(bench) + sum(passes for _, passes in planned), on_progress)
+                not_run.append(NotRun(name, str(reason)))
+                continue
+            planned.append((instrument, settings))
+            if cache.holds(name, settings):
+                passes[name] = 0.0
+    progress = _Progress(passes, on_progress)
     session.advance = progress.advance
     with jax.set_mesh(bench.mesh):
-        progress.begin(TABLE, table.passes(bench))
+        progress.begin(TABLE)
         measured = cache.get(TABLE, key, lambda: table.measure(session))
         subject = Subject(session, corpus, measured, key, cache, Cache(kept))
         report = table.report(session, corpus, measured)
-        for instrument, passes in planned:
-            progress.begin(instrument.name, passes)
+        for instrument, settings in planned:
+            progress.begin(instrument.name)
             try:
-                arrays = cache.get(
-                    instrument.name,
-                    key | {"settings": asdict(instrument)},
-                    partial(instrument.measure, subject),
-                )
+                measure = partial(instrument.measure, subject)
+                arrays = cache.get(instrument.name, settings, measure)
             except CannotRun as reason:
                 not_run.append(NotRun(instrument.name, str(reason)))
                 continue
@@ -139,17 +142,18 @@ def _key(session: Session, corpus: Corpus) -> dict[str, Any]:
 
 
 class _Progress:
-    """Share of the passes that are done, with those of an instrument that were kept."""
+    """Share of the work that is done; what was kept is no work, so that the time left is right."""
 
-    def __init__(self, total: float, report: Callable[[str, float], None]):
-        self._total, self._report = total, report
+    def __init__(self, passes: dict[str, float], report: Callable[[str, float], None]):
+        self._passes, self._report = passes, report
+        self._total = sum(passes.values())
         self._done = self._end = 0.0
         self._name = TABLE
 
-    def begin(self, name: str, passes: float) -> None:
-        self._name, self._done, self._end = name, self._end, self._end + passes
+    def begin(self, name: str) -> None:
+        self._name, self._done, self._end = name, self._end, self._end + self._passes[name]
         self.advance(0)
 
     def advance(self, passes: float) -> None:
         self._done = min(self._done + passes, self._end)
-        self._report(self._name, self._done / self._total)
+        self._report(self._name, self._done / self._total if self._total else 1.0)
