@@ -42,7 +42,7 @@ def what(kind: type[MixerConfig]) -> str:
 
 def paper(kind: type[MixerConfig]) -> str | None:
     """arXiv number of the first paper that the mixer's docstring names."""
-    found = re.search(r"arXiv (\d{4}\.\d{5})", inspect.getdoc(kind) or "")
+    found = re.search(r"arXiv\s+(\d{4}\.\d{5})", inspect.getdoc(kind) or "")
     return found[1] if found else None
 
 
