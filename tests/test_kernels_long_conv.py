@@ -1,5 +1,8 @@
 """Long convolutions of rows, filters and pasts of every length against their sum."""
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,3 +57,19 @@ def test_it_is_the_sum_over_the_document(length, taps, earlier, chunk_size, pack
 
     truth = by_sum(u_BLD, filter_MD, resets_BL, past_BSD)
     assert_close(both(u_BLD, filter_MD, past_BSD), [truth, truth], 1e-12)
+
+
+GRADIENTS = """
+import jax, jax.numpy as jnp, numpy as np
+from hybrid_lm.kernels.long_conv import long_conv
+rng = np.random.default_rng(0)
+u_BLD, filter_MD = rng.normal(size=(1, 512, 64)), rng.normal(size=(512, 64))
+loss = lambda *operands: jnp.sum(long_conv(*operands) ** 2)
+gradients = jax.jit(jax.grad(loss, (0, 1)))(jnp.float32(u_BLD), jnp.float32(filter_MD))
+assert all(bool(jnp.isfinite(gradient).all()) for gradient in gradients)
+"""
+
+
+def test_transforms_do_not_wait_for_each_other():
+    """On a CPU with few threads, gradients of two sizes of block would never be there."""
+    subprocess.run([sys.executable, "-c", GRADIENTS], timeout=300, check=True)

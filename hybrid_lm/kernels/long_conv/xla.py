@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.long_conv import reference
-from hybrid_lm.kernels.long_conv.circular import circular
+from hybrid_lm.kernels.long_conv.circular import circular, in_turn
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.kernels.toeplitz import toeplitz
 
@@ -78,8 +78,11 @@ def long_conv(
         starts_BL = jax.lax.cummax(jnp.where(resets_BL, place_L[None], -1), axis=1)
     y_BDL = jnp.swapaxes(y_BLD, 1, 2)
     for half in _halves(length, taps):
+        if half >= chunk_size:
+            y_BDL, u_BDL, far_MD = in_turn(y_BDL, u_BDL, far_MD)
         y_BDL += _from_left(u_BDL, far_MD, starts_BL, half, half >= taps - 1, half < chunk_size)
     if earlier:
+        y_BDL, past_BSD, far_MD = in_turn(y_BDL, past_BSD, far_MD)
         reached = min(length, taps - 1)
         half = 1 << (max(earlier, reached) - 1).bit_length()
         past_BD1H = jnp.swapaxes(jnp.pad(past_BSD, ((0, 0), (half - earlier, 0), (0, 0))), 1, 2)
@@ -128,4 +131,5 @@ def _next(left_BDnH: jax.Array, far_MD: jax.Array, multiply: bool) -> jax.Array:
     if multiply:
         across_HHD = toeplitz(jnp.roll(taps_KD, -half, axis=0))
         return einsum_f32("jid,bdnj->bdni", across_HHD, left_BDnH)
-    return circular(left_BDnH, taps_KD.T[:, None], 2 * half)[..., half:]
+    y_BDnK: jax.Array = circular(left_BDnH, taps_KD.T[None, :, None], 2 * half)
+    return y_BDnK[..., half:]

@@ -59,5 +59,5 @@ def two_sided(u_BLD: jax.Array, forward_LD: jax.Array, backward_LD: jax.Array) -
     """``y_t = sum_{j <= t} forward_{t-j} u_j + sum_{j > t} backward_{j-t-1} u_j``, by FFT."""
     circle_DZ = jnp.concatenate([forward_LD, backward_LD[::-1]]).T
     length = u_BLD.shape[1]
-    y_BDZ = circular(jnp.swapaxes(u_BLD, 1, 2), circle_DZ[None], 2 * length)
+    y_BDZ: jax.Array = circular(jnp.swapaxes(u_BLD, 1, 2), circle_DZ[None], 2 * length)
     return jnp.swapaxes(y_BDZ[..., :length], 1, 2)
