@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml
 	  { echo "hybrid_lm needs Python >= 3.12; call make PYTHON=/path/to/python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
 	@touch $@
 
 test: setup lint

@@ -116,7 +116,10 @@ def damage_by_a_flipped_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [damage_by_truncation, damage_by_a_flipped_bit])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_by_truncation, pytest.param(damage_by_a_flipped_bit, marks=pytest.mark.thorough)],
+)
 def test_any_damaged_file_means_the_one_before_or_no_difference(run_dir, damage, caplog):
     _, _, like = model_and_like()
     newest = run_dir.checkpoints / "4"

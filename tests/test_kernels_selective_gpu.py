@@ -25,7 +25,14 @@ def operands(batch: int, length: int, inner: int, states: int):
     return (normal(batch, length, inner), step_BLE, a_EN, *bc, h0_BEN), cotangents
 
 
-@pytest.mark.parametrize(("length", "resets"), [(13, True), (8, False), (1, True)])
+@pytest.mark.parametrize(
+    ("length", "resets"),
+    [
+        (13, True),
+        pytest.param(8, False, marks=pytest.mark.thorough),
+        pytest.param(1, True, marks=pytest.mark.thorough),
+    ],
+)
 def test_pallas_equals_reference_values_and_gradients(monkeypatch, length, resets):
     monkeypatch.setattr(selective_gpu, "_CHUNK", 4)
     monkeypatch.setattr(selective_gpu, "_STRIDE", 2)

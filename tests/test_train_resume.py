@@ -86,7 +86,7 @@ def test_a_complete_run_prints_its_table_again(config, uninterrupted, monkeypatc
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_train_stop_together_and_go_on(config):
     """A signal to one of them saves and ends both."""
     run_dir = config.parent / "two"

@@ -128,7 +128,9 @@ def whole_run(whole):
     return losses, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize("mesh_shape", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "mesh_shape", [pytest.param((1, 1, 1), marks=pytest.mark.thorough), (2, 2, 2)]
+)
 def test_parts_and_shards_of_a_batch_give_the_step_of_the_whole(whole_run, mesh_shape):
     """Though the parts hold different amounts of padding."""
     losses, params = whole_run

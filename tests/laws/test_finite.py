@@ -33,7 +33,7 @@ def row(large: float) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.thorough), "bfloat16"])
 @pytest.mark.parametrize("case", defaults(heads=1, state_size=8, head_dim=8), ids=str)
 def test_long_rows_of_adversarial_scale_stay_finite(case: Case, dtype: str):
     start = parameters(case.config)

@@ -113,7 +113,7 @@ def test_sharded_equals_unsharded(case: Case):
     assert_close(sharded(case, MeshConfig(data=2, seq=2, model=2)), unsharded(case), 1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("mesh", [MeshConfig(8, 1, 1), MeshConfig(2, 1, 4)], ids=str)
 @pytest.mark.parametrize("key", ["attention", "mamba2"])

@@ -24,7 +24,9 @@ def ours(theirs):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("oracle", ["transformers", "mambapy"])
+@pytest.mark.parametrize(
+    "oracle", ["transformers", pytest.param("mambapy", marks=pytest.mark.thorough)]
+)
 def test_values_and_gradients_are_those_of(oracle: str):
     fixture = load("mamba")
     found = {k.partition("/")[2]: v for k, v in fixture.items() if k.startswith(oracle)}
