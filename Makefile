@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
 	@touch $@
 
-test: setup lint
+test: setup
 	$(BIN)/python -m pytest -q -n 2 -m 'not thorough'
 
 test-thorough: setup

@@ -18,7 +18,7 @@ VOCAB = 13
 PROMPT_LENGTH, NEW_TOKENS = 9, 12
 
 
-FEW = ("attention", "linear", "mamba", "mamba2", "s4d")
+FEW = ("attention", "linear", "mamba")
 
 
 def zoo_of(keys):

@@ -65,8 +65,8 @@ class Case:
 
     name: str
     config: MixerConfig
-    is_arithmetic: bool = False
-    """Whether it is one of `ARITHMETIC`."""
+    is_variant: bool = False
+    """Whether it is one of `VARIANTS` or `ARITHMETIC`."""
 
     def __str__(self) -> str:
         return self.name
@@ -82,17 +82,17 @@ def cases(*, arithmetic: bool = False, **sizes: int) -> list[Case]:
     found = []
     for default in defaults(**sizes):
         found.append(default)
-        for table, is_arithmetic in ((VARIANTS, False), (ARITHMETIC, True)):
-            if is_arithmetic and not arithmetic:
-                continue
-            found += [
-                Case(
-                    f"{default.name}-{name}",
-                    dataclasses.replace(default.config, **fields),
-                    is_arithmetic,
-                )
-                for name, fields in table.get(default.name, {}).items()
-            ]
+        variants = VARIANTS.get(default.name, {})
+        if arithmetic:
+            variants = variants | ARITHMETIC.get(default.name, {})
+        found += [
+            Case(
+                f"{default.name}-{name}",
+                dataclasses.replace(default.config, **fields),
+                is_variant=True,
+            )
+            for name, fields in variants.items()
+        ]
     return found
 
 
