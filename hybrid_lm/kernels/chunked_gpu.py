@@ -19,7 +19,6 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import sum_decays
-from hybrid_lm.kernels.dispatch import on_gpu
 from hybrid_lm.kernels.pallas_triton import dot
 
 
@@ -44,20 +43,6 @@ class Sizes(NamedTuple):
     share: int = 1
     parts: int = 1
     interpret: bool = False
-
-
-def obstacle(v: jax.Array) -> str | None:
-    """Why no kernel can run on such values; None if one can."""
-    if not on_gpu():
-        return "the device is not a GPU"
-    if v.dtype == jnp.float64:
-        return "it computes in float32"
-    if v.shape[1] == 1:
-        return "a row of one token"
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        return f"the mesh has {mesh.size} devices"
-    return None
 
 
 def padded(x: Any, multiple: int) -> Any:

@@ -164,6 +164,10 @@ def _solve_gradients(
     dk[batch, tokens, head, :] = dk_CK.astype(dk.dtype)
 
 
+def _like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
 def _by_chunk(kernel, outputs, *operands, sizes: Sizes):
     """Run a kernel on every chunk of every head; operands start with [B, L, H, .]."""
     batch, length, heads, _ = operands[0].shape
@@ -202,16 +206,13 @@ def _forward(q, k, v, beta, factors, start_BHKP, sizes):
     batch, length, heads, _ = v.shape
     total, from_start, to_end, stays, run = factors
 
-    def like(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
     inverse = jax.ShapeDtypeStruct((batch, heads, length, sizes.chunk), k.dtype)
     operands = (k, v, beta, total, run, from_start)
-    inverse, w, u = _by_chunk(_solve, (inverse, like(k), like(v)), *operands, sizes=sizes)
+    inverse, w, u = _by_chunk(_solve, (inverse, _like(k), _like(v)), *operands, sizes=sizes)
     per_chunk = (batch, length // sizes.chunk, heads, *start_BHKP.shape[2:])
-    states = (like(start_BHKP), jax.ShapeDtypeStruct(per_chunk, v.dtype))
+    states = (_like(start_BHKP), jax.ShapeDtypeStruct(per_chunk, v.dtype))
     operands = (w, u, k, to_end, stays, start_BHKP)
-    last, before, writes = _walk(_pass_states, (*states, like(v)), *operands, sizes=sizes)
+    last, before, writes = _walk(_pass_states, (*states, _like(v)), *operands, sizes=sizes)
     y = chunked_gpu.outputs(q, k, writes, factors, before, sizes)
     return (y, last), (q, k, v, beta, factors, inverse, w, u, before, writes)
 
@@ -221,17 +222,14 @@ def _backward(sizes, residuals, cotangents):
     dy, dlast = cotangents
     total, from_start, to_end, stays, run = factors
 
-    def like(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-    dwrites = _by_chunk(_read_writes, like(v), q, k, total, run, dy, sizes=sizes)
+    dwrites = _by_chunk(_read_writes, _like(v), q, k, total, run, dy, sizes=sizes)
     operands = (w, q, k, dy, dwrites, from_start, to_end, stays, dlast)
-    dstart, after = _walk(_pass_cotangents, (like(dlast), like(before)), *operands, sizes=sizes)
+    dstart, after = _walk(_pass_cotangents, (_like(dlast), _like(before)), *operands, sizes=sizes)
     dq, dk, dwrites, dfactors = chunked_gpu.gradients(
         q, k, writes, factors, before, after, dy, sizes
     )
     operands = (k, v, beta, total, run, from_start, inverse, w, u, before, dwrites, dk)
-    outputs = (like(k), like(v), like(beta), like(total), like(from_start))
+    outputs = (_like(k), _like(v), _like(beta), _like(total), _like(from_start))
     dk, dv, dbeta, dtotal, dfrom_start = _by_chunk(
         _solve_gradients, outputs, *operands, sizes=sizes
     )
@@ -251,7 +249,7 @@ def obstacle(k_BLHK: jax.Array, v_BLHP: jax.Array) -> str | None:
         return f"states of {key_dim} x {width}"
     if v_BLHP.dtype != jnp.bfloat16:
         return "its products are of bfloat16"
-    return chunked_gpu.obstacle(v_BLHP)
+    return pallas_triton.obstacle(v_BLHP)
 
 
 def delta_rule(

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
-from hybrid_lm.kernels.dispatch import on_gpu
 
 _CLEAR = -1e30  # log2 of the decay across a start of document; exp2 of it is exactly 0
 _LOG2_E = 1.4426950408889634
@@ -245,18 +244,10 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 def obstacle(u_BLE: jax.Array, a_EN: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
-    if not on_gpu():
-        return "the device is not a GPU"
-    if u_BLE.dtype == jnp.float64:
-        return "it computes in float32"
-    if a_EN.shape[1] > 16:
+    common = pallas_triton.obstacle(u_BLE)
+    if common is None and a_EN.shape[1] > 16:
         return f"state_size {a_EN.shape[1]} is more than the 16 that fit the registers"
-    if u_BLE.shape[1] == 1:
-        return "a row of one token"
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        return f"the mesh has {mesh.size} devices"
-    return None
+    return common
 
 
 def selective_scan(

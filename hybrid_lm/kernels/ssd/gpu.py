@@ -119,7 +119,7 @@ def obstacle(k_BLGN: jax.Array, v_BLHP: jax.Array) -> str | None:
     n, width = k_BLGN.shape[-1], v_BLHP.shape[-1]
     if n not in _DIMS or width not in _DIMS or n * width > 128 * 256:
         return f"states of {n} x {width}"
-    return chunked_gpu.obstacle(v_BLHP)
+    return pallas_triton.obstacle(v_BLHP)
 
 
 def ssd(
