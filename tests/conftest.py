@@ -1,6 +1,7 @@
 """Eight CPU devices in every test process, so that sharding is tested without accelerators."""
 
 import os
+import sys
 
 # Tests compile for longer than they compute: generate code in one piece, barely optimised.
 _FAST_COMPILE = "--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
@@ -8,6 +9,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FAST_COMPILE}".s
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from hybrid_lm.errors import exit_on_user_error  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -56,3 +59,19 @@ def opened(browser, pages):
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Run a command's main; (exit code, standard output, standard error)."""
+
+    def run(command, *args):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
+        code = 0
+        try:
+            exit_on_user_error(command.main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run

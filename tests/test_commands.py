@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 
 import jax
 import jsonschema
@@ -13,7 +12,6 @@ from hybrid_lm import checkpoint, compilation_cache, evaluate, sample
 from hybrid_lm.config import Config, EvaluationConfig, TrainConfig
 from hybrid_lm.data.config import DataConfig
 from hybrid_lm.data.prepare import prepare
-from hybrid_lm.errors import exit_on_user_error
 from hybrid_lm.instruments import suite
 from hybrid_lm.kernels.dispatch import Implementation
 from hybrid_lm.mixers import Attention, Linear
@@ -78,20 +76,9 @@ def run_path(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command's main; (exit code, standard output, standard error)."""
+def call(monkeypatch, run_main):
     monkeypatch.setattr(compilation_cache, "enable", lambda: None)
-
-    def run(command, *args):
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
-        code = 0
-        try:
-            exit_on_user_error(command.main)
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
+    return run_main
 
 
 def reports(run_path):

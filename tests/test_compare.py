@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from hybrid_lm.compare import __main__ as command
 from hybrid_lm.compare.difference import difference
 from hybrid_lm.compare.results import compare
 from hybrid_lm.compare.throughput import curve, iso_time, iso_tokens, loss_points
-from hybrid_lm.errors import exit_on_user_error
 from hybrid_lm.run_dir import RunDir
 from hybrid_lm.statistics import (
     minimum_detectable_effect,
@@ -23,19 +22,8 @@ from tests.handmade import DOCUMENTS, LENGTH, SPANS, nats_of, report_of, write_r
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command; (exit code, standard output, standard error)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["compare", *map(str, args)])
-        code = 0
-        try:
-            exit_on_user_error(command.main)
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
+def call(run_main):
+    return partial(run_main, command)
 
 
 def test_differences_are_paired_by_document():

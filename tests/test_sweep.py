@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 from hybrid_lm import config as configs
 from hybrid_lm import report as reports
-from hybrid_lm.errors import UserError, exit_on_user_error
+from hybrid_lm.errors import UserError
 from hybrid_lm.model import ModelConfig
 from hybrid_lm.pattern import Plan
 from hybrid_lm.results import LEFT_TO_EVALUATE, NOT_ASKED_FOR, Instrument, NotRun
@@ -54,20 +55,9 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command; (exit code, standard output, standard error)."""
+def call(monkeypatch, run_main):
     monkeypatch.setattr(command.jax.config, "update", lambda *setting: None)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["sweep", *map(str, args)])
-        code = 0
-        try:
-            exit_on_user_error(command.main)
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(run_main, command)
 
 
 def write_runs(study, directory):
