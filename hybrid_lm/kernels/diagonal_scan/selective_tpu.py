@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_tpu
 from hybrid_lm.kernels.chunked_gpu import padded
-from hybrid_lm.kernels.pallas_tpu import LANES, SUBLANES
+from hybrid_lm.kernels.pallas_tpu import LANES, SUBLANES, dot
 
 _CLEAR = -1e30  # log decay across a start of document; exp of it is exactly 0
 _CHUNK = 64  # tokens
@@ -105,8 +105,8 @@ def _backward(*refs, sizes: _Sizes):
             at = t * sizes.states + n
             g_n = g[n] + dy_t * c[0, 0, 0, at]
             # Sums over sublanes here, over lanes for the whole chunk at once.
-            dc_rows[t, n : n + 1] = jnp.sum(h[n] * dy_t, axis=0, keepdims=True)
-            db_rows[t, n : n + 1] = jnp.sum(g_n * x, axis=0, keepdims=True)
+            dc_rows[n, pl.ds(t, 1)] = jnp.sum(h[n] * dy_t, axis=0, keepdims=True)
+            db_rows[n, pl.ds(t, 1)] = jnp.sum(g_n * x, axis=0, keepdims=True)
             dx += g_n * b[0, 0, 0, at]
             g_n *= decay[n]
             e = g_n * h_before[n]
@@ -120,12 +120,18 @@ def _backward(*refs, sizes: _Sizes):
     g = jax.lax.fori_loop(0, sizes.chunk, token, [after[n] for n in states])
     for n in states:
         after[n] = g[n]
-    db[0, 0] = jnp.sum(db_rows[...], axis=-1)
-    dc[0, 0] = jnp.sum(dc_rows[...], axis=-1)
+    db[0, 0], dc[0, 0] = _sum_lanes(db_rows), _sum_lanes(dc_rows)
 
     @pl.when(place == chunks - 1)
     def _():
         dstart[0] = after[...]
+
+
+def _sum_lanes(rows):
+    """[N, C, 128] -> [C, N], as products: a lane of the result for each state."""
+    states = rows.shape[0]
+    state = jax.lax.broadcasted_iota(jnp.int32, (LANES, states), 1)
+    return sum(dot(rows[n], (state == n).astype(jnp.float32)) for n in range(states))
 
 
 class _Blocks:
@@ -157,7 +163,7 @@ class _Blocks:
         self.dbc = spec((1, 1, chunk, self.states), lambda b, e, c: (b, e, c, 0))
         self.scratch = [pallas_tpu.VMEM(state, jnp.float32)]
         self.history = pallas_tpu.VMEM((chunk, *state), jnp.float32)
-        self.rows_of_bc = pallas_tpu.VMEM((chunk, self.states, LANES), jnp.float32)
+        self.rows_of_bc = pallas_tpu.VMEM((self.states, chunk, LANES), jnp.float32)
 
     def f32(self, *shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
