@@ -113,3 +113,8 @@ def test_a_tpu_runs_them(monkeypatch, op, operands, dtype):
     inputs, cotangents = make(300, *sizes, dtype)
     run = partial(values_and_gradients, op, starts(300))
     assert count_tpu_kernels(run, inputs, cotangents) == 2
+
+
+def test_heads_of_a_program_are_whole_tiles_and_whole_groups_or_parts_of_one():
+    taken = {(64, 1): 8, (16, 16): 8, (12, 12): 12, (32, 2): 8, (24, 2): None, (20, 1): None}
+    assert {of: ssd_tpu._heads_of_program(*of) for of in taken} == taken

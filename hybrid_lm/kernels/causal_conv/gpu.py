@@ -150,11 +150,15 @@ def _backward(x, weight, bias, past, dy, dlast, *refs, silu, channels, tokens, r
         return dp_C, inputs, open_
 
     def rows_of(t0, count):
+        """x, dy and what is seen, of some tokens; all loads before any is used."""
         places = [t0 + r for r in range(count)]
-        return [(tile.raw(x, t, t < tile.length), tile.raw(dy, t, t < tile.length)) for t in places]
-
-    def wide(rows):
-        return [(x_C.astype(jnp.float32), dy_C.astype(jnp.float32)) for x_C, dy_C in rows]
+        here = [t < tile.length for t in places]
+        loaded = [
+            [tile.raw(ref, t, h) for t, h in zip(places, here, strict=True)] for ref in (x, dy)
+        ]
+        seens = [tile.seen_before(t) for t in places]
+        for t, x_C, dy_C, seen in zip(places, *loaded, seens, strict=True):
+            yield t, x_C.astype(jnp.float32), dy_C.astype(jnp.float32), seen
 
     def close(t, dx_C):
         inside = (t >= tile.start) & (t < tile.length)
@@ -162,30 +166,20 @@ def _backward(x, weight, bias, past, dy, dlast, *refs, silu, channels, tokens, r
         tile.store(dx, t, inside, dx_C + dlast_C)
 
     def group(i, carry):
-        earlier, open_, sums, loaded = carry
-        t0 = tile.start + i * rows
-        seens = [tile.seen_before(t0 + r) for r in range(rows)]
-        if _AHEAD:
-            ahead = rows_of(t0 + rows, rows)
-        else:
-            loaded, ahead = rows_of(t0, rows), loaded
-        for r, (x_C, dy_C) in enumerate(wide(loaded)):
-            t = t0 + r
-            dp_C, inputs, open_ = token(x_C, dy_C, seens[r], earlier, open_)
+        earlier, open_, sums = carry
+        for t, x_C, dy_C, seen in rows_of(tile.start + i * rows, rows):
+            dp_C, inputs, open_ = token(x_C, dy_C, seen, earlier, open_)
             close(t - (width - 1), open_.pop())
             sums = [s + dp_C * value for s, value in zip(sums, [*inputs, 1.0], strict=True)]
             earlier = [x_C, *earlier[:-1]]
-        return earlier, open_, sums, ahead
+        return earlier, open_, sums
 
     zero = jnp.zeros((channels,), jnp.float32)
-    first = rows_of(tile.start, rows) if _AHEAD else []
-    start = (tile.before(x, past), [zero] * (width - 1), [zero] * (width + 1), first)
-    earlier, open_, sums, loaded = jax.lax.fori_loop(0, tokens // rows, group, start)
-    end = tile.start + tokens
-    loaded = loaded if _AHEAD else rows_of(end, width - 1)
-    for r, (x_C, dy_C) in enumerate(wide(loaded[: width - 1])):
-        _, _, open_ = token(x_C, dy_C, tile.seen_before(end + r), earlier, open_)
-        close(end + r - (width - 1), open_.pop())
+    start = (tile.before(x, past), [zero] * (width - 1), [zero] * (width + 1))
+    earlier, open_, sums = jax.lax.fori_loop(0, tokens // rows, group, start)
+    for t, x_C, dy_C, seen in rows_of(tile.start + tokens, width - 1):
+        _, _, open_ = token(x_C, dy_C, seen, earlier, open_)
+        close(t - (width - 1), open_.pop())
         earlier = [x_C, *earlier[:-1]]
     *dtaps, dbias = sums
     program = tile.batch * pl.num_programs(1) + pl.program_id(1)
