@@ -70,7 +70,8 @@ class Block(nnx.Module):
         mean_BD = jnp.mean(y_BLD, axis=1, dtype=jnp.float32) if observe else None
         x_BLD = x_BLD + y_BLD
         if self.has_mlp:
-            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+            with jax.named_scope("mlp"):
+                x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
         return constrain(x_BLD, ("batch", "length", None)), state, mean_BD
 
 

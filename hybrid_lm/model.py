@@ -154,8 +154,8 @@ class Model:
             state: continue from it (and return the next one); None starts from zero.
             keep_G: bool per group; the mixers of a group that is False are skipped (the residual
                 passes). None keeps all.
-            remat: what the backward pass recomputes: "none", all but matrix products ("dots"), or
-                whole blocks ("block").
+            remat: what the backward pass recomputes: "none", all but matrix products and kernels
+                ("dots"), or whole blocks ("block").
         """
         x_BLD = self.embed(params, tokens_BL, ctx)
         exits, next_state = [], {}
@@ -206,15 +206,15 @@ class Model:
             abstract = jax.tree.map(lambda leaf: leaf, self._abstract[mixer])
             nnx.replace_by_pure_dict(abstract, params)
             module = nnx.merge(self._graphs[mixer], abstract)
-            return module(x_BLD, ctx, state, absence, observe)
+            with jax.named_scope(mixer):
+                return module(x_BLD, ctx, state, absence, observe)
 
         if remat != "none":
-            policies = jax.checkpoint_policies
             block = jax.checkpoint(
                 block,
                 static_argnums=(0,),
                 prevent_cse=False,
-                policy=policies.dots_with_no_batch_dims_saveable if remat == "dots" else None,
+                policy=_is_product if remat == "dots" else None,
             )
 
         def unit(x_BLD, layer):
@@ -267,6 +267,15 @@ class Model:
         """Forward FLOPs per token of the whole model, the unembedding included."""
         groups = sum(self.group_cost(g, length, dtype).flops_per_token for g in self.plan.groups)
         return groups + 2 * self.config.width * self.vocab_size
+
+
+_KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper")  # the latter is cuDNN's
+
+
+def _is_product(primitive: Any, *args: Any, **params: Any) -> bool:
+    """Policy of `jax.checkpoint`: keep what matrix products and kernels give."""
+    is_dot = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    return is_dot or primitive.name in _KERNELS
 
 
 def count(params: Params) -> int:
