@@ -40,6 +40,9 @@ class Implementation:
     """Convolution with a long filter: blocks that double, by FFT, or step by step."""
     gla: Literal["xla", "reference"] | None = None
     """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
+    gated_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Skip, gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as
+    xla and as reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
