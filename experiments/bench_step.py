@@ -35,5 +35,5 @@ def _point(layers: str, length: str) -> Config:
             mlp_width=1408,
         ),
         data=DataConfig(tokenizer="bpe", bpe_vocab_size=8192),
-        train=TrainConfig(length=row_length, batch_size=rows, remat="dots"),
+        train=TrainConfig(length=row_length, batch_size=rows, remat="dots", unroll=True),
     )

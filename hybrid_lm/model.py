@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from hybrid_lm.block import Absence, Block
 from hybrid_lm.embedding import embed
 from hybrid_lm.errors import UserError
+from hybrid_lm.kernels.remat import is_kept
 from hybrid_lm.layers import rms_norm
 from hybrid_lm.mixers import Context, Cost, MixerConfig
 from hybrid_lm.pattern import Group, Plan
@@ -147,6 +148,7 @@ class Model:
         *,
         keep_G: jax.Array | None = None,
         remat: Remat = "none",
+        unroll: bool = False,
     ) -> Output:
         """Run the stack.
 
@@ -156,6 +158,7 @@ class Model:
                 passes). None keeps all.
             remat: what the backward pass recomputes: "none", all but matrix products and kernels
                 ("dots"), or whole blocks ("block").
+            unroll: compile every repeat of a group by itself.
         """
         x_BLD = self.embed(params, tokens_BL, ctx)
         exits, next_state = [], {}
@@ -168,6 +171,7 @@ class Model:
                 None if state is None else state[group.name],
                 absence=None if keep_G is None else self.without(group, ~keep_G[g]),
                 remat=remat,
+                unroll=unroll,
             )
             exits.append(x_BLD)
         return Output(exits, None if state is None else next_state)
@@ -189,6 +193,7 @@ class Model:
         *,
         absence: Absence | None = None,
         remat: Remat = "none",
+        unroll: bool = False,
         observe: bool = False,
     ) -> tuple[jax.Array, State | None, jax.Array | None]:
         """Run the blocks of one group, with its own ``params`` and ``state``.
@@ -213,8 +218,8 @@ class Model:
             block = jax.checkpoint(
                 block,
                 static_argnums=(0,),
-                prevent_cse=False,
-                policy=_is_product if remat == "dots" else None,
+                prevent_cse=unroll,
+                policy=is_kept if remat == "dots" else None,
             )
 
         def unit(x_BLD, layer):
@@ -230,7 +235,8 @@ class Model:
             mean_UBD = jnp.stack(means) if observe else None
             return x_BLD, (None if state is None else next_state, mean_UBD)
 
-        x_BLD, (state, mean_RUBD) = jax.lax.scan(unit, x_BLD, (params, state, absence))
+        layers = (params, state, absence)
+        x_BLD, (state, mean_RUBD) = jax.lax.scan(unit, x_BLD, layers, unroll=unroll)
         return x_BLD, state, mean_RUBD
 
     def without(self, group: Group, absent: ArrayLike) -> Absence:
@@ -267,15 +273,6 @@ class Model:
         """Forward FLOPs per token of the whole model, the unembedding included."""
         groups = sum(self.group_cost(g, length, dtype).flops_per_token for g in self.plan.groups)
         return groups + 2 * self.config.width * self.vocab_size
-
-
-_KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper")  # the latter is cuDNN's
-
-
-def _is_product(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Policy of `jax.checkpoint`: keep what matrix products and kernels give."""
-    is_dot = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
-    return is_dot or primitive.name in _KERNELS
 
 
 def count(params: Params) -> int:

@@ -102,7 +102,11 @@ def context(config: Config, batch: Batch) -> Context:
 def total_nll(model: Model, config: Config, params: Params, batch: Batch) -> jax.Array:
     """NLL in nats, summed over the tokens that are not padding."""
     output = model.apply(
-        params, batch["tokens_BL"], context(config, batch), remat=config.train.remat
+        params,
+        batch["tokens_BL"],
+        context(config, batch),
+        remat=config.train.remat,
+        unroll=config.train.unroll,
     )
     with jax.named_scope("head"):
         readout_BLD = model.readout(params, output.exits[-1])

@@ -41,8 +41,8 @@ class Implementation:
     gla: Literal["xla", "reference"] | None = None
     """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
     gated_norm: Literal["pallas", "xla", "reference"] | None = None
-    """Skip, gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as
-    xla and as reference)."""
+    """Gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as xla
+    and as reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

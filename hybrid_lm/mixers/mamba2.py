@@ -116,18 +116,18 @@ class Mamba2Mixer(nnx.Module):
         y_BLHP, ssm = ssd(
             c_BLGN,
             b_BLGN,
-            (x_BLHP * step_BLH[..., None]).astype(x_BLD.dtype),
+            x_BLHP,
             -step_BLH * jnp.exp(self.log_a[...]),
             resets_BL,
             None if state is None else state["ssm"],
+            strength_BLH=step_BLH,
+            skip_H=self.skip[...],
             chunk_size=config.chunk_size,
             implementation=ctx.implementation.ssd,
         )
         y_BLE = gated_norm(
-            y_BLHP.reshape(batch, length, self.inner),
-            x_BLE,
+            y_BLHP.astype(x_BLD.dtype).reshape(batch, length, self.inner),
             project("bld,de->ble", x_BLD, self.z),
-            jnp.repeat(self.skip[...], config.head_dim),
             self.norm.scale[...],
             implementation=ctx.implementation.gated_norm,
         )

@@ -1,4 +1,4 @@
-"""What follows Mamba-2's recurrence: ``rms_norm((y + skip x) silu(z)) scale``, in one go.
+"""The norm after Mamba-2's recurrence: ``rms_norm(y silu(z)) scale``.
 
 Dao & Gu 2024 (arXiv 2405.21060), section 7; the norm: Zhang & Sennrich 2019 (arXiv 1910.07467).
 """
@@ -11,28 +11,24 @@ from hybrid_lm.kernels.gated_norm import gpu, xla
 
 def gated_norm(
     y_BLE: jax.Array,
-    x_BLE: jax.Array,
     z_BLE: jax.Array,
-    skip_E: jax.Array,
     scale_E: jax.Array,
     *,
     epsilon: float = 1e-6,
     implementation: str | None = None,
 ) -> jax.Array:
-    """``u / sqrt(mean_E(u^2) + epsilon) * scale`` of ``u = (y + skip x) silu(z)``.
+    """``u / sqrt(mean_E(u^2) + epsilon) * scale`` of ``u = y silu(z)``.
 
     Args:
         y_BLE: what the recurrence gave.
-        x_BLE: its inputs; the result has their dtype.
         z_BLE: gate, before silu.
-        skip_E: float32.
         scale_E: float32.
         implementation: see `Implementation`.
 
     Returns:
-        [B, L, E], computed in float32 (float64 if given).
+        [B, L, E] in the dtype of y, computed in float32 (float64 if given).
     """
-    obstacles = {"pallas": gpu.obstacle(x_BLE), "xla": None, "reference": None}
+    obstacles = {"pallas": gpu.obstacle(y_BLE), "xla": None, "reference": None}
     chosen = choose("gated_norm", implementation, obstacles)
     run = gpu.gated_norm if chosen == "pallas" else xla.gated_norm
-    return run(y_BLE, x_BLE, z_BLE, skip_E, scale_E, epsilon)
+    return run(y_BLE, z_BLE, scale_E, epsilon)

@@ -1,7 +1,7 @@
 """One pass over memory forward and one backward, as Pallas kernels (Triton backend).
 
-A program takes some rows after another; the gradients of the skip and the scale are summed in its
-registers, and over programs by XLA, in a fixed order.
+A program takes some rows after another; the gradient of the scale is summed in its registers, and
+over programs by XLA, in a fixed order.
 """
 
 from functools import partial
@@ -18,50 +18,45 @@ _TILE = 4096  # channels of rows taken at a time
 _WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 
 
-def _gate(y, x, z, skip, tokens):
-    """y + skip x, x, z and sigmoid(z) of some rows, float32."""
-    x_TE, z_TE = x[tokens, :].astype(jnp.float32), z[tokens, :].astype(jnp.float32)
-    gated_TE = y[tokens, :].astype(jnp.float32) + skip[...][None, :] * x_TE
-    return gated_TE, x_TE, z_TE, 1 / (1 + jnp.exp(-z_TE))
+def _gate(y, z, tokens):
+    """y, z and sigmoid(z) of some rows, float32."""
+    y_TE, z_TE = y[tokens, :].astype(jnp.float32), z[tokens, :].astype(jnp.float32)
+    return y_TE, z_TE, 1 / (1 + jnp.exp(-z_TE))
 
 
-def _forward_kernel(y, x, z, skip, scale, out, *, tile, epsilon):
+def _forward_kernel(y, z, scale, out, *, tile, epsilon):
     first = pl.program_id(0) * _ROWS
 
     def rows(i, _):
         tokens = pl.ds(first + i * tile, tile)
-        gated_TE, _x_TE, z_TE, sigmoid_TE = _gate(y, x, z, skip, tokens)
-        u_TE = gated_TE * z_TE * sigmoid_TE
+        y_TE, z_TE, sigmoid_TE = _gate(y, z, tokens)
+        u_TE = y_TE * z_TE * sigmoid_TE
         inverse_T = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)
         out[tokens, :] = (u_TE * inverse_T[:, None] * scale[...][None, :]).astype(out.dtype)
 
     jax.lax.fori_loop(0, _ROWS // tile, rows, None)
 
 
-def _backward_kernel(y, x, z, skip, scale, dout, dy, dz, dskip, dscale, *, tile, epsilon):
+def _backward_kernel(y, z, scale, dout, dy, dz, dscale, *, tile, epsilon):
     program = pl.program_id(0)
 
-    def rows(i, sums):
+    def rows(i, dscale_E):
         tokens = pl.ds(program * _ROWS + i * tile, tile)
-        gated_TE, x_TE, z_TE, sigmoid_TE = _gate(y, x, z, skip, tokens)
+        y_TE, z_TE, sigmoid_TE = _gate(y, z, tokens)
         silu_TE = z_TE * sigmoid_TE
-        u_TE = gated_TE * silu_TE
+        u_TE = y_TE * silu_TE
         inverse_T1 = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)[:, None]
         normed_TE, dout_TE = u_TE * inverse_T1, dout[tokens, :].astype(jnp.float32)
         dnormed_TE = dout_TE * scale[...][None, :]
         share_T1 = jnp.mean(dnormed_TE * normed_TE, axis=1)[:, None]
         du_TE = inverse_T1 * (dnormed_TE - normed_TE * share_T1)
-        dgated_TE = du_TE * silu_TE
-        dy[tokens, :] = dgated_TE.astype(dy.dtype)
-        dz_TE = du_TE * gated_TE * sigmoid_TE * (1 + z_TE * (1 - sigmoid_TE))
+        dy[tokens, :] = (du_TE * silu_TE).astype(dy.dtype)
+        dz_TE = du_TE * y_TE * (sigmoid_TE + silu_TE * (1 - sigmoid_TE))
         dz[tokens, :] = dz_TE.astype(dz.dtype)
-        dskip_E = sums[0] + jnp.sum(dgated_TE * x_TE, axis=0)
-        return dskip_E, sums[1] + jnp.sum(dout_TE * normed_TE, axis=0)
+        return dscale_E + jnp.sum(dout_TE * normed_TE, axis=0)
 
-    zeros_E = jnp.zeros(x.shape[1], jnp.float32)
-    dskip_E, dscale_E = jax.lax.fori_loop(0, _ROWS // tile, rows, (zeros_E, zeros_E))
-    dskip[program, :] = dskip_E
-    dscale[program, :] = dscale_E
+    zeros_E = jnp.zeros(y.shape[1], jnp.float32)
+    dscale[program, :] = jax.lax.fori_loop(0, _ROWS // tile, rows, zeros_E)
 
 
 def _call(kernel, outputs, *operands, epsilon, interpret):
@@ -76,49 +71,44 @@ def _call(kernel, outputs, *operands, epsilon, interpret):
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _gated_norm(y_TE, x_TE, z_TE, skip_E, scale_E, epsilon, interpret):
-    out = jax.ShapeDtypeStruct(x_TE.shape, x_TE.dtype)
-    operands = (y_TE, x_TE, z_TE, skip_E, scale_E)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _gated_norm(y_TE, z_TE, scale_E, epsilon, interpret):
+    out = jax.ShapeDtypeStruct(y_TE.shape, y_TE.dtype)
+    operands = (y_TE, z_TE, scale_E)
     return _call(_forward_kernel, out, *operands, epsilon=epsilon, interpret=interpret)
 
 
 def _forward(*arguments):
-    return _gated_norm(*arguments), arguments[:5]
+    return _gated_norm(*arguments), arguments[:3]
 
 
 def _backward(epsilon, interpret, operands, dout_TE):
-    y_TE, x_TE, z_TE, skip_E, _ = operands
-    parts = jax.ShapeDtypeStruct((x_TE.shape[0] // _ROWS, x_TE.shape[1]), jnp.float32)
-    outputs = (*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (y_TE, z_TE)), parts, parts)
-    dy_TE, dz_TE, dskip_PE, dscale_PE = _call(
+    y_TE, z_TE, _ = operands
+    parts = jax.ShapeDtypeStruct((y_TE.shape[0] // _ROWS, y_TE.shape[1]), jnp.float32)
+    outputs = (*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (y_TE, z_TE)), parts)
+    dy_TE, dz_TE, dscale_PE = _call(
         _backward_kernel, outputs, *operands, dout_TE, epsilon=epsilon, interpret=interpret
     )
-    # Left to XLA, which adds it up with the other gradients of x.
-    dx_TE = (dy_TE.astype(jnp.float32) * skip_E).astype(x_TE.dtype)
-    return dy_TE, dx_TE, dz_TE, dskip_PE.sum(0), dscale_PE.sum(0)
+    return dy_TE, dz_TE, dscale_PE.sum(0)
 
 
 _gated_norm.defvjp(_forward, _backward)
 
 
-def obstacle(x_BLE: jax.Array) -> str | None:
+def obstacle(y_BLE: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
-    if x_BLE.shape[-1] not in _WIDTHS:
-        return f"{x_BLE.shape[-1]} channels"
-    return pallas_triton.obstacle(x_BLE)
+    if y_BLE.shape[-1] not in _WIDTHS:
+        return f"{y_BLE.shape[-1]} channels"
+    return pallas_triton.obstacle(y_BLE)
 
 
-def gated_norm(
-    y_BLE, x_BLE, z_BLE, skip_E, scale_E, epsilon: float, *, interpret: bool = False
-) -> jax.Array:
+def gated_norm(y_BLE, z_BLE, scale_E, epsilon: float, *, interpret: bool = False) -> jax.Array:
     """See `hybrid_lm.kernels.gated_norm.gated_norm`; any B and L."""
 
     def rows(a_BLE):
         a_TE = a_BLE.reshape(-1, a_BLE.shape[-1])
         return jnp.pad(a_TE, ((0, -a_TE.shape[0] % _ROWS), (0, 0)))
 
-    operands = (*map(rows, (y_BLE, x_BLE, z_BLE)), skip_E, scale_E)
-    out_TE: Any = _gated_norm(*operands, epsilon, interpret)
-    batch, length, width = x_BLE.shape
+    out_TE: Any = _gated_norm(rows(y_BLE), rows(z_BLE), scale_E, epsilon, interpret)
+    batch, length, width = y_BLE.shape
     return out_TE[: batch * length].reshape(batch, length, width)
