@@ -24,6 +24,8 @@ class Implementation:
     """Attention to chosen blocks: gathered matrix products, or the whole matrix masked."""
     bucket_attention: Literal["xla", "reference"] | None = None
     """Attention inside hash buckets: sorted windows, or step by step."""
+    causal_conv: Literal["pallas", "xla", "reference"] | None = None
+    """Short causal convolution: GPU kernels, a product for each tap in XLA, or step by step."""
     ssd: Literal["pallas", "xla", "reference"] | None = None
     """State-space duality (Mamba-2, linear attention): GPU kernels, chunked matrix products in XLA,
     or step by step."""
