@@ -16,7 +16,7 @@ from hybrid_lm.block import Absence, Block
 from hybrid_lm.embedding import embed
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.remat import is_kept
-from hybrid_lm.layers import rms_norm
+from hybrid_lm.kernels.residual_norm.xla import rms_norm
 from hybrid_lm.mixers import Context, Cost, MixerConfig
 from hybrid_lm.pattern import Group, Plan
 from hybrid_lm.sharding import constrain

@@ -45,6 +45,9 @@ class Implementation:
     gated_norm: Literal["pallas", "xla", "reference"] | None = None
     """Gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as xla
     and as reference)."""
+    residual_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Norms in front of mixers and MLPs: backward a GPU kernel, or the definition (as xla and as
+    reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
