@@ -48,6 +48,9 @@ class Implementation:
     residual_norm: Literal["pallas", "xla", "reference"] | None = None
     """Norms in front of mixers and MLPs: backward a GPU kernel, or the definition (as xla and as
     reference)."""
+    rotary: Literal["pallas", "xla", "reference"] | None = None
+    """Norm and rotary positions of queries and keys: a GPU kernel each way, or the definition (as
+    xla and as reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

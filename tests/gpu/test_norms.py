@@ -7,6 +7,7 @@ import pytest
 
 from hybrid_lm.kernels.gated_norm import gated_norm
 from hybrid_lm.kernels.residual_norm import residual_norm
+from hybrid_lm.kernels.rotary import norm_and_rotate
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 
@@ -53,3 +54,15 @@ def test_gated_norm_matches_float64(shape, scale, dtype):
 @pytest.mark.parametrize(("shape", "scale"), [((2, 1024, 512), 1), ((1, 64, 128), 1e4)])
 def test_residual_norm_matches_float64(shape, scale, dtype):
     check(residual_norm, 1, 2, shape, scale, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 1024, 8, 64), (1, 64, 2, 128)])
+def test_norm_and_rotation_match_float64(shape, dtype):
+    """At positions whose angles float32 still tells apart from those of float64."""
+    positions_BL = np.random.default_rng(1).integers(0, 20, shape[:2]).astype(np.int32)
+
+    def op(x, gain, *, implementation):
+        return norm_and_rotate(x, gain, positions_BL, 1e4, implementation=implementation)
+
+    check(op, 1, 1, shape, 1, dtype)
