@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.residual_norm import residual_norm
 from hybrid_lm.layers import RMSNorm, fan_in, param, project
 from hybrid_lm.mixers import Context, MixerConfig
@@ -74,7 +75,7 @@ class Block(nnx.Module):
                 absence.keep, mix, lambda x: _instead(mix, x, absence.instead_D), normed_BLD
             )
         mean_BD = jnp.mean(y_BLD, axis=1, dtype=jnp.float32) if observe else None
-        x_BLD = x_BLD + y_BLD
+        x_BLD = keep(x_BLD + y_BLD)
         if self.has_mlp:
             with jax.named_scope("mlp"):
                 x_BLD, normed_BLD = norm(x_BLD, self.mlp_norm.scale)

@@ -1,7 +1,9 @@
 """The whole training step of a config: speed, memory, compile time, and where the time goes."""
 
+import os
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,36 +43,25 @@ class Step:
     """Documents of equal length in a row."""
 
     def rows(self) -> list[Row]:
-        rows = [self._row(name, configs.load(name)) for name in self.config]
+        programs = {name: _Program(configs.load(name)) for name in self.config}
+        # Compiling takes far longer than running, and one program at a time uses few cores.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_Program.compile, programs.values()))
+        rows = [self._row(name, program) for name, program in programs.items()]
         columns = dict.fromkeys(column for row in rows for column in row)
         return [{column: row.get(column, "–") for column in columns} for row in rows]
 
-    def _row(self, name: str, config: Config) -> Row:
-        mesh = config.mesh.build()
-        is_bpe = config.data.tokenizer == "bpe"
-        vocab_size = config.data.bpe_vocab_size if is_bpe else ByteTokenizer.vocab_size
-        model = Model(config.model, vocab_size)
-        optimizer = make_optimizer(config.optimizer, config.train.steps, model.decays)
+    def _row(self, name: str, program: "_Program") -> Row:
+        config, model = program.config, program.model
         rows, length = config.train.batch_size, config.train.length
-        with jax.set_mesh(mesh):
-            state_like = abstract_state(model, optimizer, mesh)
-            placed = jax.tree.map(lambda leaf: leaf.sharding, state_like)
-            step = jax.jit(
-                make_step(model, optimizer, config), donate_argnums=0, out_shardings=(placed, None)
-            )
-            start = time.perf_counter()
-            compiled = step.lower(state_like, abstract_batch(config, mesh)).compile()
-            compile_s = time.perf_counter() - start
-            state: Any = jax.jit(
-                lambda: init_state(model, optimizer, jax.random.key(0)), out_shardings=placed
-            )()
-            parameters = count(state.params)
-            batch = jax.device_put(self._batch(rows, length, vocab_size))
+        with jax.set_mesh(program.mesh):
+            state: Any = program.init()
+            batch = jax.device_put(self._batch(rows, length, model.vocab_size))
 
             def run() -> None:
                 nonlocal state
                 for _ in range(_STEPS):
-                    state, metrics = compiled(state, batch)
+                    state, metrics = program.step(state, batch)
                 jax.block_until_ready(metrics)
 
             run()
@@ -81,22 +72,22 @@ class Step:
                 seconds.append((time.perf_counter() - start) / _STEPS)
             kinds = dict.fromkeys(key for group in model.plan.groups for key in group.unit)
             parts = (*kinds, "mlp", "embedding", "head", "optimizer")
-            by_part = device_ms(compiled, run, parts, _STEPS)
+            by_part = device_ms(program.step, run, parts, _STEPS)
         tokens_per_s = rows * length / statistics.median(seconds)
         flops = 3 * model.flops_per_token(length, jnp.dtype(config.train.dtype))
         product = product_flops_per_s(config.train.dtype)
-        memory = compiled.memory_analysis()
+        memory = program.step.memory_analysis()
         assert memory is not None, "every backend reports what its programs hold"
         row = {
             "config": name,
-            "parameters": f"{parameters / 1e6:.1f}M",
+            "parameters": f"{count(model.abstract_params()) / 1e6:.1f}M",
             "rows": f"{rows} x {length}",
             "tokens/s": round(tokens_per_s),
             "step ms": 1e3 * statistics.median(seconds),
-            "MFU": tokens_per_s * flops / (product * mesh.size),
+            "MFU": tokens_per_s * flops / (product * program.mesh.size),
             "of TFLOP/s": product / 1e12,
             "GiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30,
-            "compile s": compile_s,
+            "compile s": program.compile_s,
         }
         row |= {f"{part} ms": by_part[part] for part in parts if part in by_part}
         if None in by_part:
@@ -112,6 +103,42 @@ class Step:
             key: np.broadcast_to(array, (rows, length)).astype(np.int32)
             for key, array in zip(BATCH_KEYS, arrays, strict=True)
         }
+
+
+class _Program:
+    """The training step of a config.
+
+    Attributes:
+        step: the compiled step; init: what makes the state it starts from.
+        compile_s: seconds that compiling the step took, beside the other programs.
+    """
+
+    step: Any
+    init: Any
+    compile_s: float
+
+    def __init__(self, config: Config):
+        is_bpe = config.data.tokenizer == "bpe"
+        vocab_size = config.data.bpe_vocab_size if is_bpe else ByteTokenizer.vocab_size
+        self.config, self.mesh = config, config.mesh.build()
+        self.model = Model(config.model, vocab_size)
+
+    def compile(self) -> None:
+        config, model, mesh = self.config, self.model, self.mesh
+        optimizer = make_optimizer(config.optimizer, config.train.steps, model.decays)
+        with jax.set_mesh(mesh):
+            state = abstract_state(model, optimizer, mesh)
+            placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+            init = jax.jit(
+                lambda: init_state(model, optimizer, jax.random.key(0)), out_shardings=placed
+            )
+            self.init = init.lower().compile()
+            step = jax.jit(
+                make_step(model, optimizer, config), donate_argnums=0, out_shardings=(placed, None)
+            )
+            start = time.perf_counter()
+            self.step = step.lower(state, abstract_batch(config, mesh)).compile()
+            self.compile_s = time.perf_counter() - start
 
 
 def _input_ms(config: Config) -> float:
