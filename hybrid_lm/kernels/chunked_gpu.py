@@ -123,8 +123,8 @@ def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts
     jax.lax.fori_loop(0, heads, head, None)
 
 
-def _read_gradients(k, q, v, total, run, from_start, before, dy, *rest, chunk, share, parts):
-    *scales, dq, dfrom_start = rest
+def _read_gradients(k, q, v, total, run, from_start, before, after, dy, *rest, chunk, share, parts):
+    *scales, dq, dfrom_start, dstays = rest
     part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     tokens, heads = pl.ds(c * chunk, chunk), share // parts
     k_CN, q_CN = k[batch, tokens, part // parts, :], q[batch, tokens, part // parts, :]
@@ -134,7 +134,10 @@ def _read_gradients(k, q, v, total, run, from_start, before, dy, *rest, chunk, s
         h = part * heads + i
         v_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
         v_CP = _scaled(v_CP, scales, (batch, h, tokens))
-        read_CN = dot(dy_CP, before[batch, c, h, :, :], trans_b=True)
+        before_NP = before[batch, c, h, :, :]
+        # Of the writes' business, but there the registers are needed.
+        dstays[batch, h, c] = jnp.sum(before_NP.astype(jnp.float32) * after[batch, c, h, :, :])
+        read_CN = dot(dy_CP, before_NP, trans_b=True)
         dfrom_start[batch, h, tokens] = jnp.sum(read_CN * q_CN, axis=1)
         dscores_CC = dot(dy_CP, v_CP, trans_b=True) * decay(total[batch, h, tokens], run_C)
         dq_CN += from_start[batch, h, tokens][:, None] * read_CN
@@ -145,11 +148,11 @@ def _read_gradients(k, q, v, total, run, from_start, before, dy, *rest, chunk, s
 
 
 def _write_gradients(
-    q, k, v, total, run, to_end, before, after, dy, *rest, chunk, share, parts, scaled
+    q, k, v, total, run, to_end, after, dy, *rest, chunk, share, parts, scaled, exact
 ):
     """Matrices [C, C] are of (key, query) here: no result of a product is transposed."""
     scales, rest = rest[: 2 * scaled], rest[2 * scaled :]
-    dk, dv, dtotal, dto_end, dstays, *dscales = rest
+    dk, dv, dtotal, dto_end, *dscales = rest
     part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     tokens, heads = pl.ds(c * chunk, chunk), share // parts
     q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
@@ -162,9 +165,11 @@ def _write_gradients(
         after_NP = after[batch, c, h, :, :]
         to_end_C = to_end[batch, h, tokens][:, None]
         decay_CC = decay(total[batch, h, tokens], run_C, keys_first=True)
+        dwrite_CP = dot(k_CN, after_NP)
+        dto_end[batch, h, tokens] = jnp.sum(dwrite_CP * v_CP, axis=1)
         # Not once for all heads: kept over the loop, it costs registers that are worth more.
         weights_CC = dot(k_CN, q_CN, trans_b=True) * decay_CC
-        dv_CP = dot(weights_CC.astype(dy_CP.dtype), dy_CP) + to_end_C * dot(k_CN, after_NP)
+        dv_CP = to_end_C * dwrite_CP + dot(weights_CC.astype(dy_CP.dtype), dy_CP)
         if scales:
             dscales[0][batch, h, tokens] = jnp.sum(dv_CP * given_CP, axis=1)
             dscales[1][batch, h, c] = jnp.sum(dy_CP.astype(jnp.float32) * given_CP)
@@ -175,11 +180,11 @@ def _write_gradients(
         dgap_CC = weights_CC * dscores_CC
         dtotal[batch, h, tokens] = jnp.sum(dgap_CC, axis=0) - jnp.sum(dgap_CC, axis=1)
         dscores_CC = (dscores_CC * decay_CC).astype(q_CN.dtype)
-        written_CN = dot(v_CP, after_NP, trans_b=True)
-        dto_end[batch, h, tokens] = jnp.sum(written_CN * k_CN, axis=1)
-        before_NP = before[batch, c, h, :, :].astype(jnp.float32)
-        dstays[batch, h, c] = jnp.sum(before_NP * after_NP)
-        return dk_CN + to_end_C * written_CN + dot(dscores_CC, q_CN)
+        if exact:
+            dk_CN += to_end_C * dot(v_CP, after_NP, trans_b=True)
+        else:  # the product is summed where it is made: registers of its own would be too many
+            dk_CN += dot((to_end_C * v_CP).astype(v_CP.dtype), after_NP, trans_b=True)
+        return dk_CN + dot(dscores_CC, q_CN)
 
     dk_CN = jax.lax.fori_loop(0, heads, head, jnp.zeros(k_CN.shape, jnp.float32))
     dk[batch, tokens, part, :] = dk_CN.astype(dk.dtype)
@@ -224,11 +229,11 @@ def gradients(
     after the chunks.
 
     They are those of `outputs` and of the writes ``to_end k v^T`` and decays ``stays`` together.
-    ``dk_dtype`` is that of k where dk is not still to be added to.
+    ``dk_dtype`` is given where dk is still to be added to: nothing of it is rounded before.
     """
     total, from_start, to_end, stays, run = factors
     batch, length, groups, n = q.shape
-    dk_dtype = dk_dtype or k.dtype
+    exact, dk_dtype = dk_dtype is not None, dk_dtype or k.dtype
 
     def of_parts(dtype):
         dtype = jnp.float32 if sizes.parts > 1 else dtype
@@ -238,15 +243,15 @@ def gradients(
         return d.reshape(*q.shape[:3], -1, n).sum(3).astype(dtype)
 
     vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
-    operands = (k, q, v, total, run, from_start, before, dy, *(scales or ())[:1])
-    dq, dfrom_start = _by_chunk(_read_gradients, (of_parts(q.dtype), vector), operands, sizes)
-    dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
     per_chunk = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
-    results = (of_parts(dk_dtype), dv, vector, vector, per_chunk)
-    results += (vector, per_chunk) if scales else ()
-    operands = (q, k, v, total, run, to_end, before, after, dy, *(scales or ()))
-    kernel = partial(_write_gradients, scaled=scales is not None)
-    dk, dv, dtotal, dto_end, dstays, *dscales = _by_chunk(kernel, results, operands, sizes)
+    operands = (k, q, v, total, run, from_start, before, after, dy, *(scales or ())[:1])
+    results = (of_parts(q.dtype), vector, per_chunk)
+    dq, dfrom_start, dstays = _by_chunk(_read_gradients, results, operands, sizes)
+    dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
+    results = (of_parts(dk_dtype), dv, vector, vector, *((vector, per_chunk) if scales else ()))
+    operands = (q, k, v, total, run, to_end, after, dy, *(scales or ()))
+    kernel = partial(_write_gradients, scaled=scales is not None, exact=exact)
+    dk, dv, dtotal, dto_end, *dscales = _by_chunk(kernel, results, operands, sizes)
     if sizes.parts > 1:
         dq, dk = summed(dq, q.dtype), summed(dk, dk_dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
