@@ -80,8 +80,8 @@ def values_and_gradients(conv, resets_BL, silu, inputs, cotangents):
 )
 def test_pallas_equals_the_definition(monkeypatch, length, taps, silu, packed):
     monkeypatch.setattr(gpu, "_CHANNELS", 16)
-    monkeypatch.setattr(gpu, "_TOKENS", 4)
-    monkeypatch.setattr(gpu, "_ROWS", 2)
+    monkeypatch.setattr(gpu, "_TOKENS", 8)
+    monkeypatch.setattr(gpu, "_ROWS", 4)
     inputs, cotangents = operands(length, 24, taps)
     # A document starts at every place of some row.
     resets_BL = jnp.arange(length) % BATCH == jnp.arange(BATCH)[:, None] if packed else None

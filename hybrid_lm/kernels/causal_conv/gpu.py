@@ -23,6 +23,7 @@ _CHANNELS = 256  # of a program
 _TOKENS = 128  # of a program
 _ROWS = 8  # tokens whose loads are under way together
 _WARPS = 1
+_AHEAD = True
 _MIN_CHANNELS = 16
 _WIDTHS = (2, 3, 4)
 
@@ -56,8 +57,11 @@ class _Tile:
     def parameters(self, ref, at=()):
         return load(ref, (*at, self.lanes), self._mask(None)).astype(jnp.float32)
 
+    def raw(self, ref, t, where):
+        return load(ref, (self.batch, t, self.lanes), self._mask(where))
+
     def row(self, ref, t, where):
-        return load(ref, (self.batch, t, self.lanes), self._mask(where)).astype(jnp.float32)
+        return self.raw(ref, t, where).astype(jnp.float32)
 
     def store(self, ref, t, where, value):
         store(ref, (self.batch, t, self.lanes), value, self._mask(where))
@@ -91,23 +95,35 @@ def _forward(x, weight, bias, past, *refs, silu, channels, tokens, rows):
     taps = [tile.parameters(weight, (w,)) for w in range(weight.shape[0])]
     bias_C = tile.parameters(bias)
 
-    def group(i, earlier):
+    end = jnp.minimum(tile.start + tokens, tile.length)
+
+    def rows_of(t0):
+        return [tile.raw(x, t0 + r, t0 + r < end) for r in range(rows)]
+
+    def group(i, carry):
+        earlier, loaded = carry
         t0 = tile.start + i * rows
-        loaded = [tile.row(x, t0 + r, t0 + r < tile.length) for r in range(rows)]
-        for r, x_C in enumerate(loaded):
-            seen = tile.seen_before(t0 + r)
+        seens = [tile.seen_before(t0 + r) for r in range(rows)]
+        if _AHEAD:
+            ahead = rows_of(t0 + rows)
+        else:
+            loaded, ahead = rows_of(t0), loaded
+        for r, raw_C in enumerate(loaded):
+            x_C = raw_C.astype(jnp.float32)
+            seen = seens[r]
             y_C = bias_C + taps[-1] * x_C
             for back, earlier_C in enumerate(earlier, 1):
                 y_C += taps[-1 - back] * _if_seen(earlier_C, back, seen)
             y_C = y_C * _sigmoid(y_C) if silu else y_C
             tile.store(y, t0 + r, t0 + r < tile.length, y_C)
             earlier = [x_C, *earlier[:-1]]
-        return earlier
+        return earlier, ahead
 
-    jax.lax.fori_loop(0, tokens // rows, group, tile.before(x, past))
+    first = rows_of(tile.start) if _AHEAD else []
+    jax.lax.fori_loop(0, tokens // rows, group, (tile.before(x, past), first))
 
 
-def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
+def _backward(x, weight, bias, past, dy, dlast, *refs, silu, channels, tokens, rows):
     """With p the sum before silu and dp its cotangent::
 
     dx_t = sum_w weight_{W-1-w} dp_{t+w}      dweight_{W-1-w} = sum_t dp_t x_{t-w}
@@ -115,6 +131,7 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
     *seen, dx, dparameters = refs
     tile = _Tile(x, seen[0] if seen else None, channels, tokens)
     width = weight.shape[0]
+    tail = tile.length - (width - 1)
     taps = [tile.parameters(weight, (w,)) for w in range(width)]
     bias_C = tile.parameters(bias)
 
@@ -133,17 +150,26 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
         return dp_C, inputs, open_
 
     def rows_of(t0, count):
+        """x, dy and what is seen, of some tokens; all loads before any is used."""
         places = [t0 + r for r in range(count)]
-        return [
-            (t, tile.row(x, t, t < tile.length), tile.row(dy, t, t < tile.length)) for t in places
+        here = [t < tile.length for t in places]
+        loaded = [
+            [tile.raw(ref, t, h) for t, h in zip(places, here, strict=True)] for ref in (x, dy)
         ]
+        seens = [tile.seen_before(t) for t in places]
+        for t, x_C, dy_C, seen in zip(places, *loaded, seens, strict=True):
+            yield t, x_C.astype(jnp.float32), dy_C.astype(jnp.float32), seen
+
+    def close(t, dx_C):
+        inside = (t >= tile.start) & (t < tile.length)
+        dlast_C = tile.row(dlast, t - tail, inside & (t >= tail))
+        tile.store(dx, t, inside, dx_C + dlast_C)
 
     def group(i, carry):
         earlier, open_, sums = carry
-        for t, x_C, dy_C in rows_of(tile.start + i * rows, rows):
-            dp_C, inputs, open_ = token(x_C, dy_C, tile.seen_before(t), earlier, open_)
-            done = t - (width - 1)
-            tile.store(dx, done, (done >= tile.start) & (done < tile.length), open_.pop())
+        for t, x_C, dy_C, seen in rows_of(tile.start + i * rows, rows):
+            dp_C, inputs, open_ = token(x_C, dy_C, seen, earlier, open_)
+            close(t - (width - 1), open_.pop())
             sums = [s + dp_C * value for s, value in zip(sums, [*inputs, 1.0], strict=True)]
             earlier = [x_C, *earlier[:-1]]
         return earlier, open_, sums
@@ -151,10 +177,9 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
     zero = jnp.zeros((channels,), jnp.float32)
     start = (tile.before(x, past), [zero] * (width - 1), [zero] * (width + 1))
     earlier, open_, sums = jax.lax.fori_loop(0, tokens // rows, group, start)
-    for t, x_C, dy_C in rows_of(tile.start + tokens, width - 1):
-        _, _, open_ = token(x_C, dy_C, tile.seen_before(t), earlier, open_)
-        done = t - (width - 1)
-        tile.store(dx, done, done < tile.length, open_.pop())
+    for t, x_C, dy_C, seen in rows_of(tile.start + tokens, width - 1):
+        _, _, open_ = token(x_C, dy_C, seen, earlier, open_)
+        close(t - (width - 1), open_.pop())
         earlier = [x_C, *earlier[:-1]]
     *dtaps, dbias = sums
     program = tile.batch * pl.num_programs(1) + pl.program_id(1)
@@ -197,15 +222,13 @@ def _conv_backward(options, residuals, cotangents):
         jax.ShapeDtypeStruct(x.shape, x.dtype),
         jax.ShapeDtypeStruct((programs, width + 1, inner), jnp.float32),
     )
-    operands = (x, weight, bias, past, dy, *(() if seen is None else (seen,)))
+    if seen is not None:
+        dlast = jnp.where(xla.of_last_document(seen, width - 1)[..., None], dlast, 0)
+    operands = (x, weight, bias, past, dy, dlast, *(() if seen is None else (seen,)))
     dx, dparameters = _call(_backward, outputs, *operands, options=options)
     dparameters = dparameters.sum(axis=0)
 
-    # Only the ends of a row touch the states: XLA writes the few tokens in place.
-    tail = length - (width - 1)
-    if seen is not None:
-        dlast = jnp.where(xla.of_last_document(seen, width - 1)[..., None], dlast, 0)
-    dx = jax.lax.dynamic_update_slice(dx, dx[:, tail:] + dlast, (0, tail, 0))
+    # The state before the row reaches its first tokens only.
     head = slice(width - 1)
     seen_head = None if seen is None else seen[:, head]
 
