@@ -1,23 +1,13 @@
 """Cross-entropy without holding the logits of a whole batch."""
 
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from hybrid_lm.kernels.cross_entropy import cross_entropy
+
 _LOGITS = 2**26  # at a time: enough to fill a GPU, 256 MiB in float32
-
-
-class Chunk(NamedTuple):
-    """Logits_BCV of some positions, their logsumexp_BC, and the logit of each target, target_BC."""
-
-    logits: jax.Array
-    logsumexp: jax.Array
-    target: jax.Array
-
-    def nll_BC(self) -> jax.Array:
-        """Nats per token."""
-        return self.logsumexp - self.target
 
 
 def token_nll(readout_BLD: jax.Array, embedding_VD: jax.Array, targets_BL: jax.Array) -> jax.Array:
@@ -31,40 +21,52 @@ def token_nll(readout_BLD: jax.Array, embedding_VD: jax.Array, targets_BL: jax.A
     @jax.checkpoint
     def chunk(args):
         readout_BCD, targets_BC = args
-        return _chunk(readout_BCD, embedding_VD, targets_BC).nll_BC()
+        logits_BCV = _logits(readout_BCD, embedding_VD)
+        target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits_BCV, axis=-1) - target_BC
 
     size = _positions(batch, length, embedding_VD.shape[0])
     nll_nBC = jax.lax.map(chunk, (_cut(readout_BLD, size), _cut(targets_BL, size)))
     return _join(nll_nBC, length)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def summed_nll(
-    readout_BLD: jax.Array, embedding_VD: jax.Array, targets_BL: jax.Array, counts_BL: jax.Array
+    readout_BLD: jax.Array,
+    embedding_VD: jax.Array,
+    targets_BL: jax.Array,
+    counts_BL: jax.Array,
+    implementation: str | None = None,
 ) -> jax.Array:
     """`token_nll` summed over the tokens where the bool ``counts`` is True.
 
-    The gradients are found together with the logits, which are never made a second time.
+    The gradients are found together with the logits, which are never made a second time;
+    ``implementation`` (see `Implementation`) is of what comes between.
     """
+    del implementation
     nll_BL = token_nll(readout_BLD, embedding_VD, targets_BL)
     return jnp.sum(jnp.where(counts_BL, nll_BL, 0.0))
 
 
-def _forward(readout_BLD, embedding_VD, targets_BL, counts_BL):
+def _forward(readout_BLD, embedding_VD, targets_BL, counts_BL, implementation):
     batch, length, _ = readout_BLD.shape
     size = _positions(batch, length, embedding_VD.shape[0])
 
     def step(total, args):
         readout_BCD, targets_BC, counts_BC = args
-        at = _chunk(readout_BCD, embedding_VD, targets_BC)
-        is_target_BCV = targets_BC[..., None] == jnp.arange(embedding_VD.shape[0])
-        dlogits_BCV = jnp.exp(at.logits - at.logsumexp[..., None]) - is_target_BCV
-        dlogits_BCV = jnp.where(counts_BC[..., None], dlogits_BCV, 0.0).astype(readout_BCD.dtype)
+        nll_BC, dlogits_BCV = cross_entropy(
+            _logits(readout_BCD, embedding_VD),
+            targets_BC,
+            counts_BC,
+            readout_BCD.dtype,
+            implementation=implementation,
+        )
         weight_VD = embedding_VD.astype(readout_BCD.dtype)
         dreadout_BCD = _einsum("bcv,vd->bcd", dlogits_BCV, weight_VD)
         dembedding_VD = _einsum("bcv,bcd->vd", dlogits_BCV, readout_BCD)
-        nll = jnp.sum(jnp.where(counts_BC, at.nll_BC(), 0.0))
-        return (total[0] + nll, total[1] + dembedding_VD), dreadout_BCD.astype(readout_BCD.dtype)
+        return (total[0] + jnp.sum(nll_BC), total[1] + dembedding_VD), dreadout_BCD.astype(
+            readout_BCD.dtype
+        )
 
     wide = jnp.promote_types(readout_BLD.dtype, jnp.float32)
     zeros = jnp.zeros((), wide), jnp.zeros(embedding_VD.shape, wide)
@@ -73,18 +75,16 @@ def _forward(readout_BLD, embedding_VD, targets_BL, counts_BL):
     return nll, (_join(dreadout_nBCD, length), dembedding_VD.astype(embedding_VD.dtype))
 
 
-def _backward(gradients, dnll):
+def _backward(implementation, gradients, dnll):
+    del implementation
     return *((dnll * gradient).astype(gradient.dtype) for gradient in gradients), None, None
 
 
 summed_nll.defvjp(_forward, _backward)
 
 
-def _chunk(readout_BCD: jax.Array, embedding_VD: jax.Array, targets_BC: jax.Array) -> Chunk:
-    weight_VD = embedding_VD.astype(readout_BCD.dtype)
-    logits_BCV = _einsum("bcd,vd->bcv", readout_BCD, weight_VD)
-    target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    return Chunk(logits_BCV, jax.nn.logsumexp(logits_BCV, axis=-1), target_BC)
+def _logits(readout_BCD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
+    return _einsum("bcd,vd->bcv", readout_BCD, embedding_VD.astype(readout_BCD.dtype))
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

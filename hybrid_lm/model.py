@@ -180,7 +180,8 @@ class Model:
         """The residual stream x_BLD that enters the first group."""
         # Whole along D before the look-up, as the rows it gives are sharded over the batch.
         embedding_VD = constrain(params["embedding"], ("vocab", None))
-        x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
+        with jax.named_scope("embedding"):
+            x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
         return constrain(x_BLD.astype(ctx.dtype), ("batch", "length", None))
 
     def run_group(

@@ -110,8 +110,13 @@ def total_nll(model: Model, config: Config, params: Params, batch: Batch) -> jax
     )
     with jax.named_scope("head"):
         readout_BLD = model.readout(params, output.exits[-1])
-        is_token_BL = batch["segment_ids_BL"] != 0
-        return summed_nll(readout_BLD, params["embedding"], batch["targets_BL"], is_token_BL)
+        return summed_nll(
+            readout_BLD,
+            params["embedding"],
+            batch["targets_BL"],
+            batch["segment_ids_BL"] != 0,
+            config.train.implementation.cross_entropy,
+        )
 
 
 def split(batch: Batch, parts: int) -> Batch:

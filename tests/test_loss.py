@@ -1,11 +1,15 @@
 """Cross-entropy in chunks of positions: values and gradients of all logits at once."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hybrid_lm import loss
+from hybrid_lm.kernels.cross_entropy import gpu, xla
+from tests.lowering import count_triton_kernels
 
 B, L, D, V = 2, 23, 8, 31
 
@@ -45,6 +49,24 @@ def test_chunks_give_the_loss_and_gradients_of_all_logits(operands, positions, m
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=3e-6), ours, expected
     )
+
+
+def test_the_kernel_equals_the_definition():
+    rng = np.random.default_rng(0)
+    logits_BCV = jnp.asarray(3 * rng.normal(size=(2, 3, 128)), jnp.float32)
+    rest = rng.integers(0, 128, (2, 3)), rng.random((2, 3)) < 0.7
+    got = gpu.cross_entropy(logits_BCV, *rest, jnp.float32, interpret=True)
+    want = xla.cross_entropy(logits_BCV, *rest, jnp.float32)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), got, want)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_the_kernel_lowers_for_cuda():
+    def run(logits_BCV, targets_BC, counts_BC):
+        return gpu.cross_entropy(logits_BCV, targets_BC, counts_BC, jnp.bfloat16)
+
+    operands = jnp.zeros((1, 8, 8192)), jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+    assert count_triton_kernels(run, *operands) == 1
 
 
 def test_bf16_gradients_are_close_to_those_of_float32(operands):

@@ -41,12 +41,15 @@ class Step:
     """Config files, or FILE:POINT of a study."""
     documents: int = 1
     """Documents of equal length in a row."""
+    parts: bool = False
+    """Also tell the time of each kind of block, of MLPs, head and optimizer, of a program compiled
+    for it: the profiler cannot tell kernels of a CUDA graph apart."""
 
     def rows(self) -> list[Row]:
         programs = {name: _Program(configs.load(name)) for name in self.config}
         # Compiling takes far longer than running, and one program at a time uses few cores.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_Program.compile, programs.values()))
+            list(pool.map(lambda program: program.compile(self.parts), programs.values()))
         rows = [self._row(name, program) for name, program in programs.items()]
         columns = dict.fromkeys(column for row in rows for column in row)
         return [{column: row.get(column, "–") for column in columns} for row in rows]
@@ -58,21 +61,23 @@ class Step:
             state: Any = program.init()
             batch = jax.device_put(self._batch(rows, length, model.vocab_size))
 
-            def run() -> None:
+            def run(step: Any) -> None:
                 nonlocal state
                 for _ in range(_STEPS):
-                    state, metrics = program.step(state, batch)
+                    state, metrics = step(state, batch)
                 jax.block_until_ready(metrics)
 
-            run()
+            run(program.step)
             seconds = []
             for _ in range(_SAMPLES):
                 start = time.perf_counter()
-                run()
+                run(program.step)
                 seconds.append((time.perf_counter() - start) / _STEPS)
             kinds = dict.fromkeys(key for group in model.plan.groups for key in group.unit)
-            parts = (*kinds, "mlp", "embedding", "head", "optimizer")
-            by_part = device_ms(program.step, run, parts, _STEPS)
+            parts, by_part = (*kinds, "mlp", "embedding", "head", "optimizer"), {}
+            if self.parts:
+                run(program.apart)
+                by_part = device_ms(program.apart, lambda: run(program.apart), parts, _STEPS)
         tokens_per_s = rows * length / statistics.median(seconds)
         flops = 3 * model.flops_per_token(length, jnp.dtype(config.train.dtype))
         product = product_flops_per_s(config.train.dtype)
@@ -109,11 +114,13 @@ class _Program:
     """The training step of a config.
 
     Attributes:
-        step: the compiled step; init: what makes the state it starts from.
+        step: the compiled step; apart: the same outside CUDA graphs; init: what makes the state
+            they start from.
         compile_s: seconds that compiling the step took, beside the other programs.
     """
 
     step: Any
+    apart: Any
     init: Any
     compile_s: float
 
@@ -123,7 +130,7 @@ class _Program:
         self.config, self.mesh = config, config.mesh.build()
         self.model = Model(config.model, vocab_size)
 
-    def compile(self) -> None:
+    def compile(self, apart: bool) -> None:
         config, model, mesh = self.config, self.model, self.mesh
         optimizer = make_optimizer(config.optimizer, config.train.steps, model.decays)
         with jax.set_mesh(mesh):
@@ -137,8 +144,11 @@ class _Program:
                 make_step(model, optimizer, config), donate_argnums=0, out_shardings=(placed, None)
             )
             start = time.perf_counter()
-            self.step = step.lower(state, abstract_batch(config, mesh)).compile()
+            lowered = step.lower(state, abstract_batch(config, mesh))
+            self.step = lowered.compile()
             self.compile_s = time.perf_counter() - start
+            if apart:
+                self.apart = lowered.compile({"xla_gpu_enable_command_buffer": ""})
 
 
 def _input_ms(config: Config) -> float:

@@ -51,6 +51,9 @@ class Implementation:
     rotary: Literal["pallas", "xla", "reference"] | None = None
     """Norm and rotary positions of queries and keys: a GPU kernel each way, or the definition (as
     xla and as reference)."""
+    cross_entropy: Literal["pallas", "xla", "reference"] | None = None
+    """Training's loss and its gradient, given the logits: a GPU kernel, or the definition (as xla
+    and as reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
