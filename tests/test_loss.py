@@ -54,7 +54,7 @@ def test_chunks_give_the_loss_and_gradients_of_all_logits(operands, positions, m
 def test_the_kernel_equals_the_definition():
     rng = np.random.default_rng(0)
     logits_BCV = jnp.asarray(3 * rng.normal(size=(2, 3, 128)), jnp.float32)
-    rest = rng.integers(0, 128, (2, 3)), rng.random((2, 3)) < 0.7
+    rest = jnp.asarray(rng.integers(0, 128, (2, 3))), jnp.asarray(rng.random((2, 3)) < 0.7)
     got = gpu.cross_entropy(logits_BCV, *rest, jnp.float32, interpret=True)
     want = xla.cross_entropy(logits_BCV, *rest, jnp.float32)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), got, want)

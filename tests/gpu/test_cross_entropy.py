@@ -15,8 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 def test_values_match_float64(tokens, vocab_size, scale, dtype):
     rng = np.random.default_rng(0)
     logits_BCV = np.float32(scale * rng.normal(size=(1, tokens, vocab_size)))
-    targets_BC = rng.integers(0, vocab_size, (1, tokens)).astype(np.int32)
-    counts_BC = rng.random((1, tokens)) < 0.8
+    targets_BC = jnp.asarray(rng.integers(0, vocab_size, (1, tokens)), jnp.int32)
+    counts_BC = jnp.asarray(rng.random((1, tokens)) < 0.8)
     with jax.enable_x64(True):
         wide = jnp.asarray(logits_BCV, jnp.float64)
         want = cross_entropy(wide, targets_BC, counts_BC, jnp.float64, implementation="reference")
