@@ -38,8 +38,9 @@ class Implementation:
     """S4's recurrence: convolution in chunks, or step by step."""
     long_conv: Literal["xla", "reference"] | None = None
     """Convolution with a long filter: blocks that double, by FFT, or step by step."""
-    gla: Literal["xla", "reference"] | None = None
-    """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
+    gla: Literal["pallas", "xla", "reference"] | None = None
+    """Linear attention whose key channels decay apart: GPU kernels (bf16), chunked matrix products
+    in XLA, or step by step."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
