@@ -41,6 +41,9 @@ class Implementation:
     gla: Literal["pallas", "xla", "reference"] | None = None
     """Linear attention whose key channels decay apart: GPU kernels (bf16), chunked matrix products
     in XLA, or step by step."""
+    pseudo_inverse: Literal["pallas", "xla", "reference"] | None = None
+    """Nyström's inverse: GPU kernels (bf16), or matrix products in XLA, in the order that rounds
+    least or in the paper's."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

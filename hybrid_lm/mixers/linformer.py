@@ -91,10 +91,12 @@ class LinformerMixer(BlocksMixer):
         ended, open_ = blocks.finish(sums, held["open"])
         totals = carry(~blocks.firsts_Bn, ended, held["slots"])
         mean = totals / like(jnp.maximum(blocks.counts_Bn, 1), totals)
-        bias_BnM = jnp.zeros((*blocks.counts_Bn.shape, config.slots), mean.dtype)
+        mean = jnp.swapaxes(mean, 3, 4).astype(q_BLHK.dtype)
+        used_BnM = jnp.ones((*blocks.counts_Bn.shape, config.slots), bool)
         kv_BnW2HK, past = blocks.windows(kv_BL2HK, held["kv"])
-        slots = Slots(mean[:, :, 0], mean[:, :, 1], bias_BnM)
-        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots)
+        slots = Slots(mean[:, :, 0], mean[:, :, 1], used_BnM)
+        named = ctx.implementation.attention
+        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots, named)
         y_BLHK = y_BnCHK.reshape(batch, -1, *q_BLHK.shape[2:])[:, :length]
         next_state = {"kv": past, "slots": totals[:, -1], "open": open_, "seen": blocks.seen_B}
         return y_BLHK, next_state | {"segment": ctx.last_segment_B()}

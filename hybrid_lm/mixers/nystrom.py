@@ -1,6 +1,7 @@
 """Nyströmformer: softmax attention through landmarks, made causal."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.pseudo_inverse import pseudo_inverse
 from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
@@ -136,11 +138,11 @@ class NystromMixer(BlocksMixer):
 
         later = number_BnM[..., :, None] <= number_BnM[..., None, :]
         a = self._softmax(marks, later & (number_BnM[..., :, None] >= 0))
-        inverse = pseudo_inverse(a, config.pinv_iterations)
-        w_BnHMP = einsum_f32("bnhlm,bnmhp->bnhlp", inverse, values)
-        bias_BnM = jnp.where(number_BnM < 0, -jnp.inf, jnp.log(config.block_size))
-        slots = Slots(jnp.swapaxes(marks[:, :, :, 1], 2, 3), w_BnHMP, bias_BnM)
-        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots)
+        inverse = self._inverse(a, ctx)
+        w_BnMHP = einsum_f32("bnhlm,bnmhp->bnlhp", inverse, values)
+        slots = Slots(marks[:, :, :, 1], w_BnMHP, number_BnM >= 0, math.log(config.block_size))
+        named = ctx.implementation.attention
+        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots, named)
         y_BLHK = y_BnCHK.reshape(batch, -1, *q_BLHK.shape[2:])[:, :length]
         kept = {"landmarks": marks[:, -1], "values": values[:, -1], "log_mass": log_mass[:, -1]}
         kept |= {"kv": past, "open": open_, "seen": blocks.seen_B}
@@ -168,7 +170,7 @@ class NystromMixer(BlocksMixer):
         values = einsum_f32("bshml,blhp->bshmp", weights, v_BLHK)
         used_BSM = tokens_BSM > 0
         a = self._softmax(means, used_BSM[..., :, None] & used_BSM[..., None, :])
-        inverse = pseudo_inverse(a, self.config.pinv_iterations)
+        inverse = self._inverse(a, ctx)
         w_BSMHP = einsum_f32("bshlm,bshmp->bslhp", inverse, values)
         sees_BLSM = own_BLS[..., None] & used_BSM[:, None]
         return attend_to_documents(q_BLHK, means[:, :, :, 1], w_BSMHP, sees_BLSM)
@@ -190,32 +192,20 @@ class NystromMixer(BlocksMixer):
             "segment": none + CONTINUES,
         }
 
+    def _inverse(self, a: jax.Array, ctx: Context) -> jax.Array:
+        return pseudo_inverse(
+            a,
+            self.config.pinv_iterations,
+            exact=jnp.dtype(ctx.dtype) == a.dtype,
+            implementation=ctx.implementation.pseudo_inverse,
+        )
+
     def _softmax(self, marks: jax.Array, sees_BnMM: jax.Array) -> jax.Array:
         """A [B, n, H, M, M] of landmarks [B, n, M, 2, H, K]; 0 where not seen."""
         scores = einsum_f32("bnlhk,bnmhk->bnhlm", marks[:, :, :, 0], marks[:, :, :, 1])
         sees = sees_BnMM[:, :, None]
         scores = jnp.where(sees, scores * self.head_dim**-0.5, _LOW)
         return jnp.where(sees, jax.nn.softmax(scores, axis=-1), 0)
-
-
-def pseudo_inverse(a: jax.Array, iterations: int) -> jax.Array:
-    """Moore-Penrose inverse of [..., M, M], equation 15 of Xiong et al. 2021 (arXiv 2102.03902).
-
-    ``Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4`` from ``A^T / (|A|_1 |A|_inf)``.
-    """
-    norms = jnp.abs(a).sum(-1).max(-1) * jnp.abs(a).sum(-2).max(-1)
-    z = jnp.swapaxes(a, -1, -2) / like(jnp.where(norms > 0, norms, 1), a)
-    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-
-    def times(x, y):
-        return einsum_f32("...lm,...mn->...ln", x, y)
-
-    def step(z, _):
-        az = times(a, z)
-        inner = times(az, 15 * eye - times(az, 7 * eye - az))
-        return times(z, 13 * eye - inner) / 4, None
-
-    return jax.lax.scan(step, z, length=iterations)[0]
 
 
 def _accumulate(keeps, log_mass, values, start_log_mass, start_values):
