@@ -198,25 +198,32 @@ def outputs(q, k, v, factors: Factors, before, sizes: Sizes) -> jax.Array:
     return _by_chunk(_outputs, jax.ShapeDtypeStruct(v.shape, v.dtype), operands, sizes)
 
 
-def gradients(q, k, v, factors: Factors, before, after, dy, sizes: Sizes):
+def gradients(q, k, v, factors: Factors, before, after, dy, sizes: Sizes, *, dk_dtype: Any = None):
     """Cotangents (dq, dk, dv, of the factors) from those of y and of the states after the chunks.
 
     They are those of `outputs` and of the writes ``to_end k v^T`` and decays ``stays`` together.
+    ``dk_dtype`` is that of k where dk is not still to be added to.
     """
     total, from_start, to_end, stays, run = factors
     batch, length, groups, n = q.shape
-    dtype = jnp.float32 if sizes.parts > 1 else q.dtype
-    dqk = jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
+    dk_dtype = dk_dtype or k.dtype
+
+    def of_parts(dtype):
+        dtype = jnp.float32 if sizes.parts > 1 else dtype
+        return jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
+
+    def summed(d, dtype):
+        return d.reshape(*q.shape[:3], -1, n).sum(3).astype(dtype)
+
     vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
     operands = (k, q, v, total, run, from_start, before, dy)
-    dq, dfrom_start = _by_chunk(_read_gradients, (dqk, vector), operands, sizes)
+    dq, dfrom_start = _by_chunk(_read_gradients, (of_parts(q.dtype), vector), operands, sizes)
     dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
     dstays = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     operands = (q, k, v, total, run, to_end, before, after, dy)
-    dk, dv, dtotal, dto_end, dstays = _by_chunk(
-        _write_gradients, (dqk, dv, vector, vector, dstays), operands, sizes
-    )
+    results = (of_parts(dk_dtype), dv, vector, vector, dstays)
+    dk, dv, dtotal, dto_end, dstays = _by_chunk(_write_gradients, results, operands, sizes)
     if sizes.parts > 1:
-        dq, dk = (d.reshape(*q.shape[:3], -1, n).sum(3).astype(q.dtype) for d in (dq, dk))
+        dq, dk = summed(dq, q.dtype), summed(dk, dk_dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
     return dq, dk, dv, dfactors

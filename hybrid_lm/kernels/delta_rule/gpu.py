@@ -51,12 +51,13 @@ def _solve(k, v, beta, total, run, from_start, inverse, w, u, *, chunk):
     k_CK, v_CP = k[batch, tokens, head, :], v[batch, tokens, head, :]
     beta_C = beta[batch, head, tokens]
     n_CC = dot(k_CK, k_CK, trans_b=True) * _earlier(total[batch, head, tokens], run[batch, tokens])
-    inverse_CC = _inverse(beta_C[:, None] * n_CC).astype(k_CK.dtype)
-    inverse[batch, head, tokens, :] = inverse_CC
+    # TF32 from here on: W and U are what every later product starts from.
+    inverse_CC = _inverse(beta_C[:, None] * n_CC)
+    inverse[batch, head, tokens, :] = inverse_CC.astype(inverse.dtype)
     reads_CK = (beta_C * from_start[batch, head, tokens])[:, None] * k_CK
-    w[batch, tokens, head, :] = dot(inverse_CC, reads_CK.astype(k_CK.dtype)).astype(w.dtype)
-    writes_CP = (beta_C[:, None] * v_CP).astype(v_CP.dtype)
-    u[batch, tokens, head, :] = dot(inverse_CC, writes_CP).astype(u.dtype)
+    w[batch, tokens, head, :] = dot(inverse_CC, reads_CK, tf32=True).astype(w.dtype)
+    writes_CP = dot(inverse_CC, beta_C[:, None] * v_CP, tf32=True)
+    u[batch, tokens, head, :] = writes_CP.astype(u.dtype)
 
 
 def _pass_states(w, u, k, to_end, stays, start, last, before, writes, *, chunk, columns, chunks):
@@ -149,6 +150,7 @@ def _solve_gradients(
     dbeta_C += from_start_C * read_C
     dfrom_start[batch, head, tokens] = beta_C * read_C
 
+    dk_CK = dk_written[batch, tokens, head, :] + (beta_C * from_start_C)[:, None] * y_CK
     x_CP, y_CK = x_CP.astype(half), y_CK.astype(half)
     earlier_CC = _earlier(total[batch, head, tokens], run[batch, tokens])
     n_CC = dot(k_CK, k_CK, trans_b=True) * earlier_CC
@@ -159,7 +161,6 @@ def _solve_gradients(
     dgap_CC *= beta_C[:, None]
     dtotal[batch, head, tokens] = jnp.sum(dgap_CC, axis=1) - jnp.sum(dgap_CC, axis=0)
     dkk_CC = (dn_CC * earlier_CC * beta_C[:, None]).astype(half)
-    dk_CK = dk_written[batch, tokens, head, :] + (beta_C * from_start_C)[:, None] * y_CK
     dk_CK += dot(dkk_CC, k_CK) + dot(dkk_CC, k_CK, trans_a=True)
     dk[batch, tokens, head, :] = dk_CK.astype(dk.dtype)
 
@@ -226,7 +227,7 @@ def _backward(sizes, residuals, cotangents):
     operands = (w, q, k, dy, dwrites, from_start, to_end, stays, dlast)
     dstart, after = _walk(_pass_cotangents, (_like(dlast), _like(before)), *operands, sizes=sizes)
     dq, dk, dwrites, dfactors = chunked_gpu.gradients(
-        q, k, writes, factors, before, after, dy, sizes
+        q, k, writes, factors, before, after, dy, sizes, dk_dtype=jnp.float32
     )
     operands = (k, v, beta, total, run, from_start, inverse, w, u, before, dwrites, dk)
     outputs = (_like(k), _like(v), _like(beta), _like(total), _like(from_start))
