@@ -44,6 +44,8 @@ class Implementation:
     pseudo_inverse: Literal["pallas", "xla", "reference"] | None = None
     """Nyström's inverse: GPU kernels (bf16), or matrix products in XLA, in the order that rounds
     least or in the paper's."""
+    block_scan: Literal["pallas", "xla", "reference"] | None = None
+    """What finished blocks leave behind (Linformer, Nyström): GPU kernels, or associative scans."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

@@ -159,20 +159,6 @@ class Blocks:
         return ended_Bn, left_Bn[:, -1] + jnp.where(from_before, came_Bn[:, -1], 0)
 
 
-def carry(keeps: jax.Array, written: jax.Array, start: jax.Array) -> jax.Array:
-    """``s_i = s_{i-1} + written_i`` where ``keeps_i``, else ``written_i`` -> [B, n + 1, ...] from
-    ``start`` on; ``keeps`` may lack dimensions at the end.
-    """
-
-    def combine(left, right):
-        kept = jnp.where(like(right[0], right[1]), left[1], 0)
-        return left[0] & right[0], kept + right[1]
-
-    keeps = jnp.concatenate([jnp.ones_like(keeps[:, :1]), keeps], axis=1)
-    written = jnp.concatenate([start[:, None], written], axis=1)
-    return jax.lax.associative_scan(combine, (keeps, written), axis=1)[1]
-
-
 class Slots(NamedTuple):
     """What stands for finished blocks: keys, values and which of them are in use.
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.block_scan import carry
+from hybrid_lm.kernels.precision import einsum_f32, einsum_half
 from hybrid_lm.layers import param, project
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
@@ -16,7 +17,6 @@ from hybrid_lm.mixers.blocks import (
     Slots,
     attend,
     attend_to_documents,
-    carry,
     documents,
     like,
 )
@@ -85,11 +85,12 @@ class LinformerMixer(BlocksMixer):
         blocks = Blocks(config.block_size, length, resets_BL, held["seen"])
         factors = self._factors(blocks.place_BnC, q_BLHK.dtype)
         members = blocks.members_BnC2[..., None, None, None].astype(q_BLHK.dtype)
-        sums = einsum_f32(
+        sums = einsum_half(
             "bncxzhm,bnczhk->bnxzhmk", factors[:, :, :, None] * members, blocks.cut(kv_BL2HK)
         )
         ended, open_ = blocks.finish(sums, held["open"])
-        totals = carry(~blocks.firsts_Bn, ended, held["slots"])
+        named = ctx.implementation.block_scan
+        totals = carry(~blocks.firsts_Bn, ended, held["slots"], implementation=named)
         mean = totals / like(jnp.maximum(blocks.counts_Bn, 1), totals)
         mean = jnp.swapaxes(mean, 3, 4).astype(q_BLHK.dtype)
         used_BnM = jnp.ones((*blocks.counts_Bn.shape, config.slots), bool)

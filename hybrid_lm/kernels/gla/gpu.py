@@ -174,11 +174,11 @@ def _write_gradients(k, v, dy, scores, before, after, dk, dv, dstays, *, chunk, 
     dstays[batch, c, head, :] = dstays_K
 
 
-def _like(x, dtype=None):
-    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)
+def _like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _by_chunk(kernel, outputs, *operands, parts=1, warps=4, stages=2, interpret, **sizes):
+def _by_chunk(kernel, outputs, *operands, parts=1, warps=4, interpret, **sizes):
     """Run a kernel on every part of every head of every chunk; operands start with [B, L, H, .]."""
     batch, length, heads, _ = operands[0].shape
     return pallas_triton.call(
@@ -187,7 +187,7 @@ def _by_chunk(kernel, outputs, *operands, parts=1, warps=4, stages=2, interpret,
         outputs,
         *operands,
         warps=warps,
-        stages=stages,
+        stages=2,
         interpret=interpret,
     )
 
@@ -197,8 +197,8 @@ def _chunk_scores(q, k, total, run, interpret: bool):
     """[B, H, L, C] of each token with those of its chunk, 0 where it does not see one."""
     batch, length, heads, key_dim = q.shape
     scores = jax.ShapeDtypeStruct((batch, heads, length, _CHUNK), q.dtype)
-    keys = min(key_dim, _KEYS)
-    return _by_chunk(_scores, scores, q, k, total, run, keys=keys, interpret=interpret)
+    options = {"warps": 8, "keys": min(key_dim, _KEYS), "interpret": interpret}
+    return _by_chunk(_scores, scores, q, k, total, run, **options)
 
 
 def _chunk_scores_forward(q, k, total, run, interpret):
@@ -214,6 +214,7 @@ def _chunk_scores_backward(interpret, residuals, dscores):
         *residuals,
         dscores,
         parts=q.shape[-1] // keys,
+        warps=8,
         keys=keys,
         interpret=interpret,
     )
