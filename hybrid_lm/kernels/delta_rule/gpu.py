@@ -51,13 +51,19 @@ def _solve(k, v, beta, total, run, from_start, inverse, w, u, *, chunk):
     k_CK, v_CP = k[batch, tokens, head, :], v[batch, tokens, head, :]
     beta_C = beta[batch, head, tokens]
     n_CC = dot(k_CK, k_CK, trans_b=True) * _earlier(total[batch, head, tokens], run[batch, tokens])
-    # TF32 from here on: W and U are what every later product starts from.
     inverse_CC = _inverse(beta_C[:, None] * n_CC)
     inverse[batch, head, tokens, :] = inverse_CC.astype(inverse.dtype)
-    reads_CK = (beta_C * from_start[batch, head, tokens])[:, None] * k_CK
-    w[batch, tokens, head, :] = dot(inverse_CC, reads_CK, tf32=True).astype(w.dtype)
-    writes_CP = dot(inverse_CC, beta_C[:, None] * v_CP, tf32=True)
-    u[batch, tokens, head, :] = writes_CP.astype(u.dtype)
+    # W and U are what every later product starts from.
+    w_CK = _exact_dot(inverse_CC * (beta_C * from_start[batch, head, tokens]), k_CK)
+    w[batch, tokens, head, :] = w_CK.astype(w.dtype)
+    u[batch, tokens, head, :] = _exact_dot(inverse_CC * beta_C, v_CP).astype(u.dtype)
+
+
+def _exact_dot(wide, half):
+    """Product of a float32 matrix and one of bfloat16, the first as a sum of two of bfloat16."""
+    high = wide.astype(half.dtype)
+    low = (wide - high.astype(jnp.float32)).astype(half.dtype)
+    return dot(high, half) + dot(low, half)
 
 
 def _pass_states(w, u, k, to_end, stays, start, last, before, writes, *, chunk, columns, chunks):
