@@ -7,22 +7,23 @@ import jax
 import jax.numpy as jnp
 
 
-def einsum_f32(spec: str, *operands: jax.Array) -> jax.Array:
+def einsum_f32(spec: str, *operands: jax.Array, exact: bool = True) -> jax.Array:
     """``jnp.einsum`` with a float32 result (float64 for float64 operands).
 
-    float32 operands use full float32 products (GPUs would take TF32, TPUs bfloat16 passes);
-    half-precision operands use the matrix units and accumulate in float32.
+    float32 operands use full float32 products (GPUs would take TF32, TPUs bfloat16 passes), unless
+    not ``exact``, where they come from half precision: then TF32. Half-precision operands use the
+    matrix units and accumulate in float32.
     """
     dtype = jnp.result_type(*operands)
     wide = jnp.promote_types(dtype, jnp.float32)
-    precision = _precision(dtype)
+    precision = _precision(dtype) if exact else jax.lax.Precision.HIGH
     return jnp.einsum(spec, *operands, precision=precision, preferred_element_type=wide)
 
 
 def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     """Full products where the operands are no less than float32."""
-    exact = jnp.promote_types(dtype, jnp.float32) == dtype
-    return jax.lax.Precision.HIGHEST if exact else None
+    is_wide = jnp.promote_types(dtype, jnp.float32) == dtype
+    return jax.lax.Precision.HIGHEST if is_wide else None
 
 
 def einsum_half(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:

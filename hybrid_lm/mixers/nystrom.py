@@ -135,9 +135,10 @@ class NystromMixer(BlocksMixer):
         log_mass, values = merge(keeps_BnM, log_mass, values, *starts, implementation=named)
 
         later = number_BnM[..., :, None] <= number_BnM[..., None, :]
-        a = self._softmax(marks, later & (number_BnM[..., :, None] >= 0))
-        inverse = self._inverse(a, ctx)
-        w_BnMHP = einsum_f32("bnhlm,bnmhp->bnlhp", inverse, values)
+        exact = dtype == wide
+        a = self._softmax(marks, later & (number_BnM[..., :, None] >= 0), exact)
+        inverse = self._inverse(a, exact, ctx)
+        w_BnMHP = einsum_f32("bnhlm,bnmhp->bnlhp", inverse, values, exact=exact)
         slots = Slots(marks[:, :, :, 1], w_BnMHP, number_BnM >= 0, math.log(config.block_size))
         named = ctx.implementation.attention
         y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots, named)
@@ -167,9 +168,10 @@ class NystromMixer(BlocksMixer):
         weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
         values = einsum_f32("bshml,blhp->bshmp", weights, v_BLHK)
         used_BSM = tokens_BSM > 0
-        a = self._softmax(means, used_BSM[..., :, None] & used_BSM[..., None, :])
-        inverse = self._inverse(a, ctx)
-        w_BSMHP = einsum_f32("bshlm,bshmp->bslhp", inverse, values)
+        exact = dtype == wide
+        a = self._softmax(means, used_BSM[..., :, None] & used_BSM[..., None, :], exact)
+        inverse = self._inverse(a, exact, ctx)
+        w_BSMHP = einsum_f32("bshlm,bshmp->bslhp", inverse, values, exact=exact)
         sees_BLSM = own_BLS[..., None] & used_BSM[:, None]
         return attend_to_documents(q_BLHK, means[:, :, :, 1], w_BSMHP, sees_BLSM)
 
@@ -190,17 +192,14 @@ class NystromMixer(BlocksMixer):
             "segment": none + CONTINUES,
         }
 
-    def _inverse(self, a: jax.Array, ctx: Context) -> jax.Array:
-        return pseudo_inverse(
-            a,
-            self.config.pinv_iterations,
-            exact=jnp.dtype(ctx.dtype) == a.dtype,
-            implementation=ctx.implementation.pseudo_inverse,
-        )
-
-    def _softmax(self, marks: jax.Array, sees_BnMM: jax.Array) -> jax.Array:
+    def _softmax(self, marks: jax.Array, sees_BnMM: jax.Array, exact: bool) -> jax.Array:
         """A [B, n, H, M, M] of landmarks [B, n, M, 2, H, K]; 0 where not seen."""
-        scores = einsum_f32("bnlhk,bnmhk->bnhlm", marks[:, :, :, 0], marks[:, :, :, 1])
+        q, k = marks[:, :, :, 0], marks[:, :, :, 1]
+        scores = einsum_f32("bnlhk,bnmhk->bnhlm", q, k, exact=exact)
         sees = sees_BnMM[:, :, None]
         scores = jnp.where(sees, scores * self.head_dim**-0.5, LOW)
         return jnp.where(sees, jax.nn.softmax(scores, axis=-1), 0)
+
+    def _inverse(self, a: jax.Array, exact: bool, ctx: Context) -> jax.Array:
+        named = ctx.implementation.pseudo_inverse
+        return pseudo_inverse(a, self.config.pinv_iterations, exact=exact, implementation=named)
