@@ -55,10 +55,10 @@ def starts(length: int) -> np.ndarray:
 # Long enough for several spans of the walk; channels in several blocks.
 @ignore_deprecation
 @pytest.mark.parametrize(
-    ("length", "packed"), [(300, True), pytest.param(32, False, marks=pytest.mark.thorough)]
+    ("length", "packed"), [(140, True), pytest.param(32, False, marks=pytest.mark.thorough)]
 )
 def test_the_kernels_equal_the_definition(monkeypatch, length, packed):
-    for size, smaller in {"_CHUNK": 16, "_KEYS": 8, "_COLUMNS": 16}.items():
+    for size, smaller in {"_CHUNK": 8, "_KEYS": 8, "_COLUMNS": 16}.items():
         monkeypatch.setattr(gpu, size, smaller)
     inputs, cotangents = operands(length)
     resets_BL = starts(length) if packed else None

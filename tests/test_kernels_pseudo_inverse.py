@@ -30,7 +30,11 @@ def value_and_gradients(iterate, a, start, cotangent):
 
 
 @pytest.mark.parametrize(
-    "iterate", [xla.iterate, partial(gpu.iterate, interpret=True)], ids=["xla", "pallas"]
+    "iterate",
+    [
+        pytest.param(xla.iterate, id="xla", marks=pytest.mark.thorough),
+        pytest.param(partial(gpu.iterate, interpret=True), id="pallas"),
+    ],
 )
 def test_a_form_takes_the_steps_of_the_paper(iterate):
     a, cotangent = matrices()

@@ -11,8 +11,8 @@ def einsum_f32(spec: str, *operands: jax.Array, exact: bool = True) -> jax.Array
     """``jnp.einsum`` with a float32 result (float64 for float64 operands).
 
     float32 operands use full float32 products (GPUs would take TF32, TPUs bfloat16 passes), unless
-    not ``exact``, where they come from half precision: then TF32. Half-precision operands use the
-    matrix units and accumulate in float32.
+    not ``exact``, where they come from half precision: then TF32 on GPUs. Half-precision operands
+    use the matrix units and accumulate in float32.
     """
     dtype = jnp.result_type(*operands)
     wide = jnp.promote_types(dtype, jnp.float32)
