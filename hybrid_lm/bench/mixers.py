@@ -99,7 +99,10 @@ class Mixers:
         row: Row = {"mixer": name, "length": length}
         for measure, (serialized, compile_s) in programs.items():
             try:
-                compiled = serialize_executable.deserialize_and_load(*serialized)
+                device = jax.devices()[:1]  # where it was compiled for
+                compiled = serialize_executable.deserialize_and_load(
+                    *serialized, execution_devices=device
+                )
                 timing = measured(compiled, compile_s, leaves, x_BLD)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
