@@ -21,6 +21,8 @@ from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import sum_decays
 from hybrid_lm.kernels.pallas_triton import dot
 
+_WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
+
 
 class Factors(NamedTuple):
     """Decays of tokens, float32 [B, H, L]; ``stays`` [B, H, chunks]: of the state over a chunk;
@@ -178,7 +180,7 @@ def _write_gradients(
     dk[batch, tokens, part, :] = dk_CN.astype(dk.dtype)
 
 
-def _by_chunk(kernel, outputs, operands, sizes: Sizes):
+def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
     """Run a kernel on every part of the heads of every chunk; operands start with [B, L, G, N]."""
     batch, length, groups, _ = operands[0].shape
     return pallas_triton.call(
@@ -186,7 +188,7 @@ def _by_chunk(kernel, outputs, operands, sizes: Sizes):
         (groups * sizes.parts, length // sizes.chunk, batch),
         outputs,
         *operands,
-        warps=4,
+        warps=warps,
         stages=2,
         interpret=sizes.interpret,
     )
@@ -222,7 +224,9 @@ def gradients(q, k, v, factors: Factors, before, after, dy, sizes: Sizes, *, dk_
     dstays = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     operands = (q, k, v, total, run, to_end, before, after, dy)
     results = (of_parts(dk_dtype), dv, vector, vector, dstays)
-    dk, dv, dtotal, dto_end, dstays = _by_chunk(_write_gradients, results, operands, sizes)
+    dk, dv, dtotal, dto_end, dstays = _by_chunk(
+        _write_gradients, results, operands, sizes, warps=8 if n * v.shape[-1] > _WIDE else 4
+    )
     if sizes.parts > 1:
         dq, dk = summed(dq, q.dtype), summed(dk, dk_dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
