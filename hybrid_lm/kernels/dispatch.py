@@ -40,8 +40,14 @@ class Implementation:
     """S4's recurrence: convolution in chunks, or step by step."""
     long_conv: Literal["xla", "reference"] | None = None
     """Convolution with a long filter: blocks that double, by FFT, or step by step."""
-    gla: Literal["xla", "reference"] | None = None
-    """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
+    gla: Literal["pallas", "xla", "reference"] | None = None
+    """Linear attention whose key channels decay apart: GPU kernels (bf16), chunked matrix products
+    in XLA, or step by step."""
+    pseudo_inverse: Literal["pallas", "xla", "reference"] | None = None
+    """Nyström's inverse: GPU kernels (bf16), or matrix products in XLA, in the order that rounds
+    least or in the paper's."""
+    block_scan: Literal["pallas", "xla", "reference"] | None = None
+    """What finished blocks leave behind (Linformer, Nyström): GPU kernels, or associative scans."""
     gated_norm: Literal["pallas", "xla", "reference"] | None = None
     """Gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as xla
     and as reference)."""
