@@ -21,6 +21,8 @@ from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import sum_decays
 from hybrid_lm.kernels.pallas_triton import dot
 
+_WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
+
 
 class Factors(NamedTuple):
     """Decays of tokens, float32 [B, H, L]; ``stays`` [B, H, chunks]: of the state over a chunk;
@@ -178,7 +180,7 @@ def _write_gradients(
     dk[batch, tokens, part, :] = dk_CN.astype(dk.dtype)
 
 
-def _by_chunk(kernel, outputs, operands, sizes: Sizes):
+def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
     """Run a kernel on every part of the heads of every chunk; operands start with [B, L, G, N]."""
     batch, length, groups, _ = operands[0].shape
     return pallas_triton.call(
@@ -186,7 +188,7 @@ def _by_chunk(kernel, outputs, operands, sizes: Sizes):
         (groups * sizes.parts, length // sizes.chunk, batch),
         outputs,
         *operands,
-        warps=4,
+        warps=warps,
         stages=2,
         interpret=sizes.interpret,
     )
@@ -198,25 +200,34 @@ def outputs(q, k, v, factors: Factors, before, sizes: Sizes) -> jax.Array:
     return _by_chunk(_outputs, jax.ShapeDtypeStruct(v.shape, v.dtype), operands, sizes)
 
 
-def gradients(q, k, v, factors: Factors, before, after, dy, sizes: Sizes):
+def gradients(q, k, v, factors: Factors, before, after, dy, sizes: Sizes, *, dk_dtype: Any = None):
     """Cotangents (dq, dk, dv, of the factors) from those of y and of the states after the chunks.
 
     They are those of `outputs` and of the writes ``to_end k v^T`` and decays ``stays`` together.
+    ``dk_dtype`` is that of k where dk is not still to be added to.
     """
     total, from_start, to_end, stays, run = factors
     batch, length, groups, n = q.shape
-    dtype = jnp.float32 if sizes.parts > 1 else q.dtype
-    dqk = jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
+    dk_dtype = dk_dtype or k.dtype
+
+    def of_parts(dtype):
+        dtype = jnp.float32 if sizes.parts > 1 else dtype
+        return jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
+
+    def summed(d, dtype):
+        return d.reshape(*q.shape[:3], -1, n).sum(3).astype(dtype)
+
     vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
     operands = (k, q, v, total, run, from_start, before, dy)
-    dq, dfrom_start = _by_chunk(_read_gradients, (dqk, vector), operands, sizes)
+    dq, dfrom_start = _by_chunk(_read_gradients, (of_parts(q.dtype), vector), operands, sizes)
     dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
     dstays = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     operands = (q, k, v, total, run, to_end, before, after, dy)
+    results = (of_parts(dk_dtype), dv, vector, vector, dstays)
     dk, dv, dtotal, dto_end, dstays = _by_chunk(
-        _write_gradients, (dqk, dv, vector, vector, dstays), operands, sizes
+        _write_gradients, results, operands, sizes, warps=8 if n * v.shape[-1] > _WIDE else 4
     )
     if sizes.parts > 1:
-        dq, dk = (d.reshape(*q.shape[:3], -1, n).sum(3).astype(q.dtype) for d in (dq, dk))
+        dq, dk = summed(dq, q.dtype), summed(dk, dk_dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
     return dq, dk, dv, dfactors

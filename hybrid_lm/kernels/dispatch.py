@@ -24,11 +24,13 @@ class Implementation:
     """Attention to chosen blocks: gathered matrix products, or the whole matrix masked."""
     bucket_attention: Literal["xla", "reference"] | None = None
     """Attention inside hash buckets: sorted windows, or step by step."""
+    causal_conv: Literal["pallas", "xla", "reference"] | None = None
+    """Short causal convolution: GPU kernels, a product for each tap in XLA, or step by step."""
     ssd: Literal["pallas", "xla", "reference"] | None = None
-    """State-space duality (Mamba-2, linear attention): GPU kernels, chunked matrix products in XLA,
-    or step by step."""
+    """State-space duality (Mamba-2, linear attention): GPU or TPU kernels, chunked matrix products
+    in XLA, or step by step."""
     selective_scan: Literal["pallas", "xla", "reference"] | None = None
-    """Mamba's recurrence: GPU kernels, two-level scan over chunks, or step by step."""
+    """Mamba's recurrence: GPU or TPU kernels, two-level scan over chunks, or step by step."""
     s4d_scan: Literal["pallas", "xla", "reference"] | None = None
     """S4D's recurrence: GPU kernels, Toeplitz matrices and a scan over chunks in XLA, or step by
     step."""
@@ -94,3 +96,8 @@ def _log_once(line: str) -> None:
 def on_gpu() -> bool:
     """Whether the default device is a GPU."""
     return jax.default_backend() == "gpu"
+
+
+def on_tpu() -> bool:
+    """Whether the default device is a TPU."""
+    return jax.default_backend() == "tpu"

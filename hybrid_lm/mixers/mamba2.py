@@ -95,14 +95,15 @@ class Mamba2Mixer(nnx.Module):
 
         def conv(name: str, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
             weight, bias = getattr(self, name), getattr(self, f"{name}_bias")
-            y, past = causal_conv(
+            return causal_conv(
                 inputs,
-                weight[...].astype(inputs.dtype),
-                bias[...].astype(inputs.dtype),
+                weight[...],
+                bias[...],
                 resets_BL,
                 None if state is None else state[name],
+                silu=True,
+                implementation=ctx.implementation.causal_conv,
             )
-            return jax.nn.silu(y), past
 
         x_BLE, conv_x = conv("conv_x", project("bld,de->ble", x_BLD, self.x))
         bc_BLS, conv_bc = conv("conv_bc", project("bld,ds->bls", x_BLD, self.bc))

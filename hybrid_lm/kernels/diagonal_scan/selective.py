@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.diagonal_scan import reference, selective_gpu, xla
+from hybrid_lm.kernels.diagonal_scan import reference, selective_gpu, selective_tpu, xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
-from hybrid_lm.kernels.dispatch import choose
+from hybrid_lm.kernels.dispatch import choose, on_tpu
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ def selective_scan(
     wide = jnp.promote_types(u_BLE.dtype, jnp.float32)
     if initial_state_BEN is None:
         initial_state_BEN = jnp.zeros((u_BLE.shape[0], *a_EN.shape), wide)
-    obstacles = {"pallas": selective_gpu.obstacle(u_BLE, a_EN), "xla": None, "reference": None}
+    pallas = selective_tpu if on_tpu() else selective_gpu
+    obstacles = {"pallas": pallas.obstacle(u_BLE, a_EN), "xla": None, "reference": None}
     chosen = choose("selective_scan", implementation, obstacles)
     if chosen == "pallas":
-        return selective_gpu.selective_scan(
+        return pallas.selective_scan(
             u_BLE, step_BLE, a_EN, b_BLN, c_BLN, resets_BL, initial_state_BEN
         )
     x = {"u": u_BLE, "step": step_BLE, "b": b_BLN, "c": c_BLN}

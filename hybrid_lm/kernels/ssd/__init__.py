@@ -7,8 +7,8 @@ causal linear attention (no decay; Katharopoulos et al. 2020, arXiv 2006.16236).
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.dispatch import choose
-from hybrid_lm.kernels.ssd import gpu, reference, xla
+from hybrid_lm.kernels.dispatch import choose, on_tpu
+from hybrid_lm.kernels.ssd import gpu, reference, tpu, xla
 
 
 def ssd(
@@ -37,7 +37,8 @@ def ssd(
     Returns:
         y_BLHP in float32 (float64 for float64 inputs), and the state after the last token.
     """
-    obstacles = {"pallas": gpu.obstacle(k_BLGN, v_BLHP), "xla": None, "reference": None}
+    pallas = tpu if on_tpu() else gpu
+    obstacles = {"pallas": pallas.obstacle(k_BLGN, v_BLHP), "xla": None, "reference": None}
     chosen = choose("ssd", implementation, obstacles)
     batch, _, heads, value_dim = v_BLHP.shape
     wide = jnp.promote_types(v_BLHP.dtype, jnp.float32)
@@ -47,5 +48,5 @@ def ssd(
     if chosen == "reference":
         return reference.ssd(*operands)
     if chosen == "pallas":
-        return gpu.ssd(*operands)
+        return pallas.ssd(*operands)
     return xla.ssd(*operands, chunk_size=chunk_size)
