@@ -109,7 +109,8 @@ def _s4d(batch, length, width, pairs) -> Case:
         (u,) = _normal((batch, length // scale, width))
         return u, *_normal(*[(width, pairs)] * 4, dtype=jnp.float32)
 
-    return Case(run, operands, ("pallas", "xla"))
+    # A complex product, a real sum, and the real part of a product, per state.
+    return Case(run, operands, ("pallas", "xla"), 11.0 * batch * length * width * pairs)
 
 
 def _s4(batch, length, width, pairs) -> Case:
@@ -126,7 +127,8 @@ def _s4(batch, length, width, pairs) -> Case:
         shapes = (width,), (width, pairs), (width, pairs)
         return u, *_normal(*shapes, dtype=jnp.float32)
 
-    return Case(run, operands, ("pallas", "xla"))
+    # S4D's, and a product of a row and one of a column with the states.
+    return Case(run, operands, ("pallas", "xla"), 22.0 * batch * length * width * pairs)
 
 
 def _ssd(batch, length, heads, value_dim, states, groups, decays=True) -> Case:

@@ -38,7 +38,7 @@ class Implementation:
     """Delta rule, gated or not: GPU kernels (bf16), chunks by the UT transform in XLA, or step by
     step."""
     s4: Literal["pallas", "xla", "reference"] | None = None
-    """S4's recurrence: GPU kernels, convolution in chunks in XLA, or step by step."""
+    """S4's recurrence: GPU kernels (bf16), convolution in chunks in XLA, or step by step."""
     long_conv: Literal["xla", "reference"] | None = None
     """Convolution with a long filter: blocks that double, by FFT, or step by step."""
     gla: Literal["xla", "reference"] | None = None

@@ -38,7 +38,7 @@ def operands(shape, dtype: str, name: str):
         return normal(*shape) + 1j * normal(*shape)
 
     u_BLD = np.asarray(jnp.asarray(normal(batch, length, width), dtype).astype(jnp.float32))
-    step_D = np.float32(np.exp(normal(width) + mean))
+    step_D = np.asarray(np.exp(normal(width) + mean), np.float32)
     a_N, p_N, b_N = (np.complex64(v_N) for v_N in hippo_legs(2 * pairs))
     c_DN, state_BDN = paired(width, pairs), paired(batch, width, pairs)
     if name == "s4":
@@ -54,9 +54,11 @@ def operands(shape, dtype: str, name: str):
 def run(name, implementation, resets_BL, u_BLD, *rest):
     *parameters, state_BDN = rest
     if name == "s4":
-        system = discretise(*parameters)
+        a_DN, p_DN, b_DN, c_DN, step_D = parameters
+        system = discretise(a_DN, p_DN, b_DN, c_DN, step_D)
         return s4(u_BLD, system, resets_BL, state_BDN, implementation=implementation)
-    return s4d_scan(u_BLD, *parameters, resets_BL, state_BDN, implementation=implementation)
+    log_decay_DN, c_DN = parameters
+    return s4d_scan(u_BLD, log_decay_DN, c_DN, resets_BL, state_BDN, implementation=implementation)
 
 
 def check(name, shape, dtype, packed, from_state):
@@ -92,9 +94,16 @@ def check(name, shape, dtype, packed, from_state):
         assert all(bool((x == y).all()) for x, y in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(("packed", "from_state"), [(False, False), (True, True)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+FORMS = [("s4d", "float32"), ("s4d", "bfloat16"), ("s4", "bfloat16")]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["s4d", "s4"])
-def test_values_and_gradients_match_float64(name, shape, dtype, packed, from_state):
-    check(name, shape, dtype, packed, from_state)
+@pytest.mark.parametrize(("name", "dtype"), FORMS)
+def test_packed_rows_from_a_state_match_float64(name, dtype, shape):
+    check(name, shape, dtype, packed=True, from_state=True)
+
+
+@pytest.mark.parametrize("shape", ["odd", "short"])
+@pytest.mark.parametrize(("name", "dtype"), FORMS)
+def test_single_documents_from_zero_match_float64(name, dtype, shape):
+    check(name, shape, dtype, packed=False, from_state=False)

@@ -7,7 +7,6 @@ conjugate pairs, the same at every token, one system per channel. Gu et al. 2022
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels import time_invariant
 from hybrid_lm.kernels.dispatch import choose
 from hybrid_lm.kernels.s4 import gpu, reference, xla
 from hybrid_lm.kernels.s4.convolution import kernel, two_sided
@@ -38,8 +37,8 @@ def s4(
     Returns:
         y_BLD (real) and the complex state after the last token.
     """
-    obstacle = time_invariant.obstacle(u_BLD, 2 * system.b_DN.shape[1])
-    chosen = choose("s4", implementation, {"pallas": obstacle, "xla": None, "reference": None})
+    obstacles = {"pallas": gpu.obstacle(u_BLD, system), "xla": None, "reference": None}
+    chosen = choose("s4", implementation, obstacles)
     if chosen == "pallas":
         return gpu.s4(u_BLD, system, resets_BL, initial_state_BDN)
     if initial_state_BDN is None:

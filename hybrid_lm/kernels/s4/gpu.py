@@ -26,6 +26,14 @@ def _maps(system: System, size: int) -> Maps:
     return Maps(taps_DC, write_DCM[:, None], read_DCM[:, None], across_DMM)
 
 
+def obstacle(u_BLD: jax.Array, system: System) -> str | None:
+    """Why the kernels cannot run on these operands; None if they can."""
+    common = time_invariant.obstacle(u_BLD, 2 * system.b_DN.shape[1])
+    if common is None and u_BLD.dtype != jnp.bfloat16:
+        return "products with whole matrices are for bf16 inputs"
+    return common
+
+
 def s4(
     u_BLD: jax.Array,
     system: System,

@@ -82,8 +82,7 @@ def scan(
     chunks = -(-length // chunk) if state is None else length // chunk
     if state is not None and not chunks:
         return remainder(u_BLD, resets_BL, state)
-    narrow = u_BLD.dtype == jnp.bfloat16
-    sizes = choose_sizes(batch, chunks, chunk, state is None, narrow, interpret)
+    sizes = choose_sizes(batch, chunks, chunk, state is None, interpret)
 
     whole = sizes.spans * sizes.steps * chunk
     front, lead = max(0, length - whole), max(0, whole - length)

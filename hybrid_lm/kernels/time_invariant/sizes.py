@@ -46,9 +46,7 @@ class Sizes(NamedTuple):
         return x.reshape(len(x), self.tiles * self.fit, -1)[:, : self.batch]
 
 
-def choose_sizes(
-    batch: int, chunks: int, chunk: int, may_fill: bool, narrow: bool, interpret: bool
-) -> Sizes:
+def choose_sizes(batch: int, chunks: int, chunk: int, may_fill: bool, interpret: bool) -> Sizes:
     """The tile that is filled best, or (unless ``may_fill``) leaves the fewest chunks over."""
 
     def cut(tile):
@@ -61,5 +59,4 @@ def choose_sizes(
         left = max(0, chunks - sizes.spans * sizes.steps)  # they go another, slower way
         return sizes.tiles * sizes.tile * sizes.steps + 8 * batch * left
 
-    # Products of float32 numbers are not done by the matrix units: their code grows with the tile.
-    return min(map(cut, _TILES if narrow else _TILES[-1:]), key=cost)
+    return min(map(cut, _TILES), key=cost)
