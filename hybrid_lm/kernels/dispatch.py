@@ -43,6 +43,18 @@ class Implementation:
     """Convolution with a long filter: blocks that double, by FFT, or step by step."""
     gla: Literal["xla", "reference"] | None = None
     """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
+    gated_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as xla
+    and as reference)."""
+    residual_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Norms in front of mixers and MLPs: backward a GPU kernel, or the definition (as xla and as
+    reference)."""
+    rotary: Literal["pallas", "xla", "reference"] | None = None
+    """Norm and rotary positions of queries and keys: a GPU kernel each way, or the definition (as
+    xla and as reference)."""
+    cross_entropy: Literal["pallas", "xla", "reference"] | None = None
+    """Training's loss and its gradient, given the logits: a GPU kernel, or the definition (as xla
+    and as reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
