@@ -52,3 +52,16 @@ def _einsum_half_backward(spec, operands, cotangent):
 
 
 _einsum_half.defvjp(_einsum_half_forward, _einsum_half_backward)
+
+
+def matrix_power(a_DMM: jax.Array, exponent: int) -> jax.Array:
+    """``a^exponent`` by repeated squaring."""
+    result = None
+    while True:
+        if exponent % 2:
+            result = a_DMM if result is None else einsum_f32("dlm,dmn->dln", result, a_DMM)
+        exponent //= 2
+        if not exponent:
+            assert result is not None, "the last bit of an exponent is 1"
+            return result
+        a_DMM = einsum_f32("dlm,dmn->dln", a_DMM, a_DMM)
