@@ -21,6 +21,8 @@ from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import sum_decays
 from hybrid_lm.kernels.pallas_triton import dot
 
+_WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
+
 
 class Factors(NamedTuple):
     """Decays of tokens, float32 [B, H, L]; ``stays`` [B, H, chunks]: of the state over a chunk;
@@ -190,7 +192,7 @@ def _write_gradients(
     dk[batch, tokens, part, :] = dk_CN.astype(dk.dtype)
 
 
-def _by_chunk(kernel, outputs, operands, sizes: Sizes):
+def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
     """Run a kernel on every part of the heads of every chunk; operands start with [B, L, G, N]."""
     batch, length, groups, _ = operands[0].shape
     return pallas_triton.call(
@@ -198,7 +200,7 @@ def _by_chunk(kernel, outputs, operands, sizes: Sizes):
         (groups * sizes.parts, length // sizes.chunk, batch),
         outputs,
         *operands,
-        warps=4,
+        warps=warps,
         stages=2,
         interpret=sizes.interpret,
     )
@@ -251,7 +253,9 @@ def gradients(
     results = (of_parts(dk_dtype), dv, vector, vector, *((vector, per_chunk) if scales else ()))
     operands = (q, k, v, total, run, to_end, after, dy, *(scales or ()))
     kernel = partial(_write_gradients, scaled=scales is not None, exact=exact)
-    dk, dv, dtotal, dto_end, *dscales = _by_chunk(kernel, results, operands, sizes)
+    dk, dv, dtotal, dto_end, *dscales = _by_chunk(
+        kernel, results, operands, sizes, warps=8 if n * v.shape[-1] > _WIDE else 4
+    )
     if sizes.parts > 1:
         dq, dk = summed(dq, q.dtype), summed(dk, dk_dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,8 @@ from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, decay, padded
 from hybrid_lm.kernels.pallas_triton import dot
 
 _CHUNK = 64
-_COLUMNS = 16  # of a state in one program of a walk
+_COLUMNS = (32, 16)  # of a state in one program of a walk, where there are enough programs
+_WALKS = 256  # programs of a walk that are enough
 _DIMS = (32, 64, 128, 256)
 
 
@@ -191,7 +192,8 @@ def _by_chunk(kernel, outputs, *operands, sizes: Sizes):
 def _walk(kernel, outputs, *operands, sizes: Sizes):
     """Run a kernel from chunk to chunk; operands end with the state it starts from."""
     batch, heads, _, width = operands[-1].shape
-    columns, chunks = min(width, _COLUMNS), operands[0].shape[1] // sizes.chunk
+    fill = batch * heads * width >= _WALKS * _COLUMNS[0]
+    columns, chunks = _COLUMNS[0 if fill else 1], operands[0].shape[1] // sizes.chunk
     return pallas_triton.call(
         partial(kernel, chunk=sizes.chunk, columns=columns, chunks=chunks),
         (batch, heads, width // columns),
