@@ -48,6 +48,18 @@ class Implementation:
     least or in the paper's."""
     block_scan: Literal["pallas", "xla", "reference"] | None = None
     """What finished blocks leave behind (Linformer, Nyström): GPU kernels, or associative scans."""
+    gated_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as xla
+    and as reference)."""
+    residual_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Norms in front of mixers and MLPs: backward a GPU kernel, or the definition (as xla and as
+    reference)."""
+    rotary: Literal["pallas", "xla", "reference"] | None = None
+    """Norm and rotary positions of queries and keys: a GPU kernel each way, or the definition (as
+    xla and as reference)."""
+    cross_entropy: Literal["pallas", "xla", "reference"] | None = None
+    """Training's loss and its gradient, given the logits: a GPU kernel, or the definition (as xla
+    and as reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:

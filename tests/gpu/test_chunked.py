@@ -26,6 +26,15 @@ SSD = [(shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16") i
 BF16 = [(shape, "bfloat16") for shape in ("odd", "short", "many spans", "fast decay", "wide")]
 
 
+def scaled_ssd(q, k, v, strength, log_decay, resets, state, *, implementation):
+    return ssd(
+        *(q, k, v, log_decay, resets, state),
+        strength_BLH=strength,
+        skip_H=strength[0, 0],  # so that its gradient is in that of the strengths
+        implementation=implementation,
+    )
+
+
 def operands(op, shape, dtype: str):
     """Inputs (as ``dtype`` can hold q, k and v) and cotangents, in float64."""
     batch, length, heads, groups, n, p, mean = shape
@@ -41,7 +50,7 @@ def operands(op, shape, dtype: str):
     qkv = *qkv, rng.normal(size=(batch, length, heads, p))
     qkv = [np.asarray(jnp.asarray(x, dtype), np.float64) for x in qkv]
     by_head = batch, length, heads
-    beta = [1 / (1 + np.exp(-rng.normal(size=by_head)))] if op is delta_rule else []
+    beta = [1 / (1 + np.exp(-rng.normal(size=by_head)))] if op in (delta_rule, scaled_ssd) else []
     decaying = (*by_head, n) if op is gla else by_head
     log_decay = -np.exp(rng.normal(size=decaying) + mean)
     state = rng.normal(size=(batch, heads, n, p))
@@ -90,3 +99,9 @@ def test_ssd_matches_float64(shape, dtype, packed):
 @pytest.mark.parametrize(("shape", "dtype"), BF16)
 def test_those_of_bf16_match_float64(op, shape, dtype, packed):
     check(op, shape, dtype, packed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", ["odd", "short", "fast decay"])
+def test_ssd_with_strengths_and_skip_matches_float64(shape, dtype):
+    check(scaled_ssd, shape, dtype, packed=True)

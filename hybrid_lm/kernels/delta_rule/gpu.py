@@ -234,7 +234,7 @@ def _backward(sizes, residuals, cotangents):
     dwrites = _by_chunk(_read_writes, _like(v), q, k, total, run, dy, sizes=sizes)
     operands = (w, q, k, dy, dwrites, from_start, to_end, stays, dlast)
     dstart, after = _walk(_pass_cotangents, (_like(dlast), _like(before)), *operands, sizes=sizes)
-    dq, dk, dwrites, dfactors = chunked_gpu.gradients(
+    dq, dk, dwrites, dfactors, _ = chunked_gpu.gradients(
         q, k, writes, factors, before, after, dy, sizes, dk_dtype=jnp.float32
     )
     operands = (k, v, beta, total, run, from_start, inverse, w, u, before, dwrites, dk)
