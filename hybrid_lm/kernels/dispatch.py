@@ -8,6 +8,7 @@ from functools import cache
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from hybrid_lm.errors import UserError
 
@@ -109,6 +110,18 @@ def _announce(line: str) -> None:
 @cache
 def _log_once(line: str) -> None:
     log.info("%s", line)
+
+
+def kernel_obstacle(values: jax.Array) -> str | None:
+    """Why no kernel of ours, for whatever device, can run on such values; None if one can."""
+    if values.dtype == jnp.float64:
+        return "it computes in float32"
+    if values.shape[1] == 1:
+        return "a row of one token"
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return f"the mesh has {mesh.size} devices"
+    return None
 
 
 def on_gpu() -> bool:

@@ -19,18 +19,6 @@ LANES = 128
 SUBLANES = 8
 
 
-def obstacle(values: jax.Array) -> str | None:
-    """Why no kernel can run on such values on a TPU; None if one can."""
-    if values.dtype == jnp.float64:
-        return "it computes in float32"
-    if values.shape[1] == 1:
-        return "a row of one token"
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        return f"the mesh has {mesh.size} devices"
-    return None
-
-
 def call(
     kernel: Callable[..., None],
     grid: tuple[int, ...],

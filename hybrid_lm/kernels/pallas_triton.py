@@ -8,21 +8,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from hybrid_lm.kernels.dispatch import on_gpu
+from hybrid_lm.kernels.dispatch import kernel_obstacle, on_gpu
 
 
 def obstacle(values: jax.Array) -> str | None:
     """Why no kernel can run on such values; None if one can."""
     if not on_gpu():
         return "the device is not a GPU"
-    if values.dtype == jnp.float64:
-        return "it computes in float32"
-    if values.shape[1] == 1:
-        return "a row of one token"
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        return f"the mesh has {mesh.size} devices"
-    return None
+    return kernel_obstacle(values)
 
 
 def call(

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_tpu
 from hybrid_lm.kernels.chunked_gpu import padded
+from hybrid_lm.kernels.dispatch import kernel_obstacle
 from hybrid_lm.kernels.pallas_tpu import LANES, SUBLANES, dot
 
 _CLEAR = -1e30  # log decay across a start of document; exp of it is exactly 0
@@ -242,7 +243,7 @@ def obstacle(u_BLE: jax.Array, a_EN: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     if a_EN.shape[1] > _MOST_STATES:
         return f"state_size {a_EN.shape[1]} is more than {_MOST_STATES}"
-    return pallas_tpu.obstacle(u_BLE)
+    return kernel_obstacle(u_BLE)
 
 
 def selective_scan(

@@ -20,6 +20,7 @@ from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.chunked_gpu import padded
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.spans import walk
 
 _CHUNK = 64
 _KEYS = 64  # channels of keys that one product of scores takes at a time
@@ -246,20 +247,9 @@ def _walk(k, v, stays, start_BHKP, spans: int, *, reverse: bool, interpret: bool
             interpret=interpret,
         )
 
-    if spans == 1:
-        last, states = run(start_BHKP[:, None], per_span, per_chunk)
-        return states, last[:, 0]
-    (ends,) = run(jnp.zeros(per_span.shape, per_span.dtype), per_span)
     decay = stays.reshape(batch, spans, steps, heads, key_dim).prod(2)[..., None]
-
-    def pass_span(state, span):
-        decay, end = span
-        return decay * state + end, state
-
-    operands = jnp.moveaxis(decay, 1, 0), jnp.moveaxis(ends, 1, 0)
-    _, starts = jax.lax.scan(pass_span, start_BHKP, operands, reverse=reverse)
-    last, states = run(jnp.moveaxis(starts, 0, 1), per_span, per_chunk)
-    return states, last[:, 0 if reverse else -1]
+    decay = jnp.moveaxis(decay, 1, 0)
+    return walk(run, start_BHKP, decay, per_span, per_chunk, reverse=reverse)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))

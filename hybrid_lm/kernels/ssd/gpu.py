@@ -16,6 +16,7 @@ from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.chunked_gpu import Factors, Scales, Sizes, padded
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep
+from hybrid_lm.kernels.spans import walk
 
 _CHUNK = 64
 _COLUMNS = 64  # of a state in one program of the walk
@@ -75,20 +76,9 @@ def _walk(k, v, weight, stays, start_BHNP, spans: int, sizes: Sizes, *, reverse:
             interpret=sizes.interpret,
         )
 
-    if spans == 1:
-        last, states = run(start_BHNP[:, None], per_span, per_chunk)
-        return states, last[:, 0]
-    (ends,) = run(jnp.zeros(per_span.shape, per_span.dtype), per_span)
     decay = stays.reshape(batch, heads, spans, steps).prod(-1)[..., None, None]
-
-    def pass_span(state, span):
-        decay, end = span
-        return decay * state + end, state
-
-    operands = jnp.moveaxis(decay, 2, 0), jnp.moveaxis(ends, 1, 0)
-    _, starts = jax.lax.scan(pass_span, start_BHNP, operands, reverse=reverse)
-    last, states = run(jnp.moveaxis(starts, 0, 1), per_span, per_chunk)
-    return states, last[:, 0 if reverse else -1]
+    decay = jnp.moveaxis(decay, 2, 0)
+    return walk(run, start_BHNP, decay, per_span, per_chunk, reverse=reverse)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import chunked_gpu, pallas_tpu
+from hybrid_lm.kernels.dispatch import kernel_obstacle
 from hybrid_lm.kernels.pallas_tpu import column, dot, row
 
 _CHUNK = 128
@@ -255,7 +256,7 @@ def obstacle(k_BLGN: jax.Array, v_BLHP: jax.Array) -> str | None:
         return f"states of {n} x {width}"
     if _heads_of_program(heads, groups) is None:
         return f"{heads} heads in {groups} groups"
-    return pallas_tpu.obstacle(v_BLHP)
+    return kernel_obstacle(v_BLHP)
 
 
 def ssd(
