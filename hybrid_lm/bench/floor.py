@@ -3,13 +3,12 @@
 from functools import cache
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from hybrid_lm.bench.timing import timed
+from hybrid_lm.throughput import product_flops_per_s
 
 _COPIED_MIB = 256
-_MATRIX = 8192
 
 
 class Work(NamedTuple):
@@ -52,6 +51,4 @@ def copied_bytes_per_s() -> float:
 @cache
 def flops_per_s() -> float:
     """Of a square bf16 matrix product on the device, measured once."""
-    keys = jax.random.split(jax.random.key(0))
-    a, b = (jax.random.normal(key, (_MATRIX, _MATRIX), jnp.bfloat16) for key in keys)
-    return 2 * _MATRIX**3 / (1e-3 * timed(jnp.matmul, a, b).ms)
+    return product_flops_per_s("bfloat16")

@@ -91,6 +91,12 @@ def factors(log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int) -> Fac
     )
 
 
+def states_obstacle(key_dim: int, width: int, *, least: int = 16) -> str | None:
+    """Why no kernel holds states of this shape on chip; None if they do."""
+    fits = all(least <= dim <= 256 and dim.bit_count() == 1 for dim in (key_dim, width))
+    return None if fits and key_dim * width <= 128 * 256 else f"states of {key_dim} x {width}"
+
+
 def decay(total_C, run_C, *, keys_first=False):
     """decay_CC from token j to token i of a chunk, 0 where i does not see j; [i, j] or [j, i]."""
     i, j = ((None, slice(None)), (slice(None), None))[:: 1 if keys_first else -1]

@@ -5,6 +5,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+_WALKS = 128  # programs of a walk that fill a card
+_LEAST = 8  # chunks that are worth a span
+
+
+def choose_spans(walks: int, chunks: int) -> int:
+    """Into how many spans to cut ``walks`` over so many chunks: a power of 2, 1 where they fill."""
+    spans = 1
+    while walks * spans < _WALKS and _LEAST * spans < chunks:
+        spans *= 2
+    return spans
+
 
 def walk(
     run: Callable[..., tuple[jax.Array, ...]],

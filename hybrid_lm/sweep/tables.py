@@ -29,9 +29,9 @@ def write(results: SweepResults, directory: Path) -> None:
 
     record = json.dumps(results.to_json(), indent=2) + "\n"
     figures = {
-        _figure_name(table): differences_png(results.baseline, table)
+        _figure_name(table): differences_png(results.baseline, compared, table.length)
         for table in results.tables
-        if _compared(table)
+        if (compared := _compared(table))
     }
     texts = {"sweep.json": record, "sweep.md": to_markdown(results)}
     write_files(directory, texts | figures)

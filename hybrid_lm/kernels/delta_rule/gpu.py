@@ -21,7 +21,6 @@ from hybrid_lm.kernels.pallas_triton import dot
 _CHUNK = 64
 _COLUMNS = (32, 16)  # of a state in one program of a walk, where there are enough programs
 _WALKS = 256  # programs of a walk that are enough
-_DIMS = (32, 64, 128, 256)
 
 
 def _earlier(total_C, run_C, *, keys_first=False):
@@ -254,8 +253,8 @@ _delta_rule.defvjp(_forward, _backward)
 def obstacle(k_BLHK: jax.Array, v_BLHP: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     key_dim, width = k_BLHK.shape[-1], v_BLHP.shape[-1]
-    if key_dim not in _DIMS or width not in _DIMS or key_dim * width > 128 * 256:
-        return f"states of {key_dim} x {width}"
+    if reason := chunked_gpu.states_obstacle(key_dim, width, least=32):
+        return reason
     if v_BLHP.dtype != jnp.bfloat16:
         return "its products are of bfloat16"
     return pallas_triton.obstacle(v_BLHP)

@@ -16,17 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels import pallas_triton
-from hybrid_lm.kernels.chunked_gpu import padded
+from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.kernels.spans import walk
+from hybrid_lm.kernels.spans import choose_spans, walk
 
 _CHUNK = 64
 _KEYS = 64  # channels of keys that one product of scores takes at a time
 _COLUMNS = 64  # value channels that one program takes at a time
-_WALKS = 128  # programs of the walk that fill a card
-_DIMS = (16, 32, 64, 128, 256)
 
 
 def _sizes(chunk: int) -> list[int]:
@@ -286,8 +283,8 @@ _chunk_recurrence.defvjp(_forward, _backward)
 def obstacle(k_BLHK: jax.Array, v_BLHP: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     key_dim, width = k_BLHK.shape[-1], v_BLHP.shape[-1]
-    if key_dim not in _DIMS or width not in _DIMS or key_dim * width > 128 * 256:
-        return f"states of {key_dim} x {width}"
+    if reason := chunked_gpu.states_obstacle(key_dim, width):
+        return reason
     if v_BLHP.dtype != jnp.bfloat16:
         return "its products are of bfloat16"
     return pallas_triton.obstacle(v_BLHP)
@@ -307,13 +304,11 @@ def gla(
     batch, length, heads, width = v_BLHP.shape
     chunks = -(-length // _CHUNK)
     walks = batch * heads * -(-width // _COLUMNS)
-    spans = 1
-    while walks * spans < _WALKS and 8 * spans < chunks:
-        spans *= 2
+    spans = choose_spans(walks, chunks)
 
     def cut(x):
         """[B, L, ...] -> [B, chunks, C, ...]; a padded token writes nothing and keeps the state."""
-        x = padded(x, multiple=_CHUNK * spans)
+        x = chunked_gpu.padded(x, multiple=_CHUNK * spans)
         return x.reshape(batch, -1, _CHUNK, *x.shape[2:])
 
     def by_token(x):

@@ -16,13 +16,11 @@ from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.chunked_gpu import Factors, Scales, Sizes, padded
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep
-from hybrid_lm.kernels.spans import walk
+from hybrid_lm.kernels.spans import choose_spans, walk
 
 _CHUNK = 64
 _COLUMNS = 64  # of a state in one program of the walk
-_WALKS = 128  # programs of the walk that fill a card
 _PARTS = 1024  # parts of heads, chunk by chunk, that fill it
-_DIMS = (16, 32, 64, 128, 256)
 
 
 def _pass_states(
@@ -109,8 +107,8 @@ _ssd.defvjp(_ssd_forward, _ssd_backward)
 def obstacle(k_BLGN: jax.Array, v_BLHP: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     n, width = k_BLGN.shape[-1], v_BLHP.shape[-1]
-    if n not in _DIMS or width not in _DIMS or n * width > 128 * 256:
-        return f"states of {n} x {width}"
+    if reason := chunked_gpu.states_obstacle(n, width):
+        return reason
     return pallas_triton.obstacle(v_BLHP)
 
 
@@ -132,9 +130,7 @@ def ssd(
     share = heads // groups
     chunks = -(-length // _CHUNK)
     walks = batch * heads * -(-width // _COLUMNS)
-    spans = 1
-    while walks * spans < _WALKS and 8 * spans < chunks:
-        spans *= 2
+    spans = choose_spans(walks, chunks)
     parts = 1
     while batch * chunks * groups * parts < _PARTS and share % (2 * parts) == 0:
         parts *= 2

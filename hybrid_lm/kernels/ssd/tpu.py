@@ -22,7 +22,6 @@ from hybrid_lm.kernels.pallas_tpu import column, dot, row
 _CHUNK = 128
 _HEADS = 8  # of a program: the sublanes of a tile of decays
 _MOST_HEADS = 16  # that a program takes if their number is no multiple of 8
-_DIMS = (16, 32, 64, 128, 256)
 
 
 class _Sizes(NamedTuple):
@@ -252,8 +251,8 @@ def _heads_of_program(heads: int, groups: int) -> int | None:
 def obstacle(k_BLGN: jax.Array, v_BLHP: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     (_, _, groups, n), (_, _, heads, width) = k_BLGN.shape, v_BLHP.shape
-    if n not in _DIMS or width not in _DIMS or n * width > 128 * 256:
-        return f"states of {n} x {width}"
+    if reason := chunked_gpu.states_obstacle(n, width):
+        return reason
     if _heads_of_program(heads, groups) is None:
         return f"{heads} heads in {groups} groups"
     return kernel_obstacle(v_BLHP)
