@@ -33,23 +33,29 @@ def selective_scan(
     resets_BL: jax.Array | None = None,
     initial_state_BEN: jax.Array | None = None,
     *,
+    step_bias_E: jax.Array | None = None,
+    skip_E: jax.Array | None = None,
+    gate_BLE: jax.Array | None = None,
     chunk_size: int = 32,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t``, ``y_t = C_t . h_t``, per channel E.
+    """``h_t = exp(d_t A) h_{t-1} + d_t B_t u_t``, ``y_t = (C_t . h_t + D u_t) silu(z_t)``.
 
-    Algorithm 2 of Gu & Dao 2023 (arXiv 2312.00752), without the skip D and the gate.
+    Per channel E. Algorithm 2 of Gu & Dao 2023 (arXiv 2312.00752) and what Mamba's layer does
+    around it, in one pass over memory.
 
     Args:
         u_BLE: inputs; computed in float32 (float64 if given).
-        step_BLE: step sizes > 0 (after softplus).
+        step_BLE: step sizes d > 0; with ``step_bias_E``, d is softplus(step + bias).
         a_EN: A < 0.
         b_BLN, c_BLN: write and read-out vectors, shared by the channels.
         resets_BL: True where the state is cleared before the token.
         initial_state_BEN: state before the first token; None is zero.
+        skip_E: D; None is zero.
+        gate_BLE: z; None is no gate.
 
     Returns:
-        y_BLE and the state after the last token, float32 (or float64).
+        y_BLE in the dtype of u, and the state after the last token, float32 (or float64).
     """
     wide = jnp.promote_types(u_BLE.dtype, jnp.float32)
     if initial_state_BEN is None:
@@ -58,11 +64,28 @@ def selective_scan(
     chosen = choose("selective_scan", implementation, obstacles)
     if chosen == "pallas":
         return selective_gpu.selective_scan(
-            u_BLE, step_BLE, a_EN, b_BLN, c_BLN, resets_BL, initial_state_BEN
+            u_BLE,
+            step_BLE,
+            a_EN,
+            b_BLN,
+            c_BLN,
+            resets_BL,
+            initial_state_BEN,
+            step_bias_E=step_bias_E,
+            skip_E=skip_E,
+            gate_BLE=gate_BLE,
         )
     x = {"u": u_BLE, "step": step_BLE, "b": b_BLN, "c": c_BLN}
     x = {name: value.astype(wide) for name, value in x.items()}
+    if step_bias_E is not None:
+        x["step"] = jax.nn.softplus(x["step"] + step_bias_E)
     recurrence = _Selective(a_EN.astype(wide))
     if chosen == "reference":
-        return reference.scan(recurrence, x, resets_BL, initial_state_BEN)
-    return xla.scan(recurrence, x, resets_BL, initial_state_BEN, chunk_size=chunk_size)
+        y_BLE, h_BEN = reference.scan(recurrence, x, resets_BL, initial_state_BEN)
+    else:
+        y_BLE, h_BEN = xla.scan(recurrence, x, resets_BL, initial_state_BEN, chunk_size=chunk_size)
+    if skip_E is not None:
+        y_BLE += skip_E * x["u"]
+    if gate_BLE is not None:
+        y_BLE *= jax.nn.silu(gate_BLE.astype(wide))
+    return y_BLE.astype(u_BLE.dtype), h_BEN
