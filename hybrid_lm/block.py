@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybrid_lm.kernels.remat import keep
+from hybrid_lm.kernels.residual_norm import residual_norm
 from hybrid_lm.layers import RMSNorm, fan_in, param, project
 from hybrid_lm.mixers import Context, MixerConfig
 from hybrid_lm.sharding import constrain
@@ -58,19 +60,26 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Any, jax.Array | None]:
         """x_BLD, the next state and, with ``observe``, the mixer's mean output over the row, BD."""
 
-        def mix(x_BLD: jax.Array) -> tuple[jax.Array, Any]:
-            return self.mixer(self.mixer_norm(x_BLD), ctx, state)
+        def mix(normed_BLD: jax.Array) -> tuple[jax.Array, Any]:
+            return self.mixer(normed_BLD, ctx, state)
 
+        def norm(x_BLD: jax.Array, scale: nnx.Param) -> tuple[jax.Array, jax.Array]:
+            implementation = ctx.implementation.residual_norm
+            return residual_norm(x_BLD, scale[...], implementation=implementation)
+
+        x_BLD, normed_BLD = norm(x_BLD, self.mixer_norm.scale)
         if absence is None:
-            y_BLD, state = mix(x_BLD)
+            y_BLD, state = mix(normed_BLD)
         else:
             y_BLD, state = jax.lax.cond(
-                absence.keep, mix, lambda x: _instead(mix, x, absence.instead_D), x_BLD
+                absence.keep, mix, lambda x: _instead(mix, x, absence.instead_D), normed_BLD
             )
         mean_BD = jnp.mean(y_BLD, axis=1, dtype=jnp.float32) if observe else None
-        x_BLD = x_BLD + y_BLD
+        x_BLD = keep(x_BLD + y_BLD)
         if self.has_mlp:
-            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+            with jax.named_scope("mlp"):
+                x_BLD, normed_BLD = norm(x_BLD, self.mlp_norm.scale)
+                x_BLD = x_BLD + self.mlp(normed_BLD)
         return constrain(x_BLD, ("batch", "length", None)), state, mean_BD
 
 

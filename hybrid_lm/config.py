@@ -63,7 +63,11 @@ class TrainConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of activations; parameters are float32."""
     remat: Remat = "block"
-    """Recomputed in the backward pass: nothing, all but matrix products, or whole blocks."""
+    """Recomputed in the backward pass: nothing, all but matrix products and kernels, or whole
+    blocks."""
+    unroll: bool = False
+    """Compile every layer by itself. Steps are faster, as nothing is copied in and out of stacks of
+    layers; compilation takes longer, and the longer the deeper the model."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 200

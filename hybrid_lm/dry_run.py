@@ -15,7 +15,7 @@ from hybrid_lm.data.tokenizers import ByteTokenizer
 from hybrid_lm.kernels.dispatch import recorded
 from hybrid_lm.model import Model, count
 from hybrid_lm.optimizer import make_optimizer
-from hybrid_lm.step import abstract_batch, abstract_state, summed_nll
+from hybrid_lm.step import abstract_batch, abstract_state, total_nll
 
 STATE_LENGTH = 8192
 """Tokens after which states are measured."""
@@ -121,7 +121,7 @@ def _saved_bytes(model: Model, config: Config, params: Any, batch: Any) -> int:
     """
 
     def forward(params, batch):
-        return jax.vjp(lambda params: summed_nll(model, config, params, batch), params)[1]
+        return jax.vjp(lambda params: total_nll(model, config, params, batch), params)[1]
 
     program = jax.make_jaxpr(forward)(params, batch).jaxpr
     inputs = {id(variable) for variable in program.invars}

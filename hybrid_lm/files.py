@@ -8,7 +8,7 @@ from pathlib import Path
 from hybrid_lm.errors import UserError
 
 
-def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
+def write_files(directory: Path, contents: Mapping[str, str | bytes]) -> None:
     """Write files by name into a directory, each in one step, in place of earlier ones.
 
     Raises:
@@ -18,9 +18,10 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         # In the same file system, so that the replacement is one step.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as work:
-            for name, text in texts.items():
-                Path(work, name).write_text(text, encoding="utf-8")
-            for name in texts:
+            for name, content in contents.items():
+                data = content.encode() if isinstance(content, str) else content
+                Path(work, name).write_bytes(data)
+            for name in contents:
                 os.replace(Path(work, name), directory / name)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error}") from error

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybrid_lm.kernels.residual_norm.xla import rms_norm
+
 Initializer = Callable[..., jax.Array]
 
 
@@ -52,16 +54,6 @@ def project(spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
         weight[...].astype(x.dtype),
         precision=jax.lax.Precision.HIGHEST if exact else None,
     )
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """``x / sqrt(mean(x^2) + epsilon) * scale`` over the last dimension, computed in float32.
-
-    Zhang & Sennrich 2019 (arXiv 1910.07467).
-    """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * inverse * scale).astype(x.dtype)
 
 
 def unit(x: jax.Array, *, length: float = 1.0, epsilon: float = 1e-6) -> jax.Array:

@@ -15,7 +15,8 @@ from jax.typing import ArrayLike, DTypeLike
 from hybrid_lm.block import Absence, Block
 from hybrid_lm.embedding import embed
 from hybrid_lm.errors import UserError
-from hybrid_lm.layers import rms_norm
+from hybrid_lm.kernels.remat import is_kept
+from hybrid_lm.kernels.residual_norm.xla import rms_norm
 from hybrid_lm.mixers import Context, Cost, MixerConfig
 from hybrid_lm.pattern import Group, Plan
 from hybrid_lm.sharding import constrain
@@ -147,6 +148,7 @@ class Model:
         *,
         keep_G: jax.Array | None = None,
         remat: Remat = "none",
+        unroll: bool = False,
     ) -> Output:
         """Run the stack.
 
@@ -154,8 +156,9 @@ class Model:
             state: continue from it (and return the next one); None starts from zero.
             keep_G: bool per group; the mixers of a group that is False are skipped (the residual
                 passes). None keeps all.
-            remat: what the backward pass recomputes: "none", all but matrix products ("dots"), or
-                whole blocks ("block").
+            remat: what the backward pass recomputes: "none", all but matrix products and kernels
+                ("dots"), or whole blocks ("block").
+            unroll: compile every repeat of a group by itself.
         """
         x_BLD = self.embed(params, tokens_BL, ctx)
         exits, next_state = [], {}
@@ -168,6 +171,7 @@ class Model:
                 None if state is None else state[group.name],
                 absence=None if keep_G is None else self.without(group, ~keep_G[g]),
                 remat=remat,
+                unroll=unroll,
             )
             exits.append(x_BLD)
         return Output(exits, None if state is None else next_state)
@@ -176,7 +180,8 @@ class Model:
         """The residual stream x_BLD that enters the first group."""
         # Whole along D before the look-up, as the rows it gives are sharded over the batch.
         embedding_VD = constrain(params["embedding"], ("vocab", None))
-        x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
+        with jax.named_scope("embedding"):
+            x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
         return constrain(x_BLD.astype(ctx.dtype), ("batch", "length", None))
 
     def run_group(
@@ -189,6 +194,7 @@ class Model:
         *,
         absence: Absence | None = None,
         remat: Remat = "none",
+        unroll: bool = False,
         observe: bool = False,
     ) -> tuple[jax.Array, State | None, jax.Array | None]:
         """Run the blocks of one group, with its own ``params`` and ``state``.
@@ -206,15 +212,15 @@ class Model:
             abstract = jax.tree.map(lambda leaf: leaf, self._abstract[mixer])
             nnx.replace_by_pure_dict(abstract, params)
             module = nnx.merge(self._graphs[mixer], abstract)
-            return module(x_BLD, ctx, state, absence, observe)
+            with jax.named_scope(mixer):
+                return module(x_BLD, ctx, state, absence, observe)
 
         if remat != "none":
-            policies = jax.checkpoint_policies
             block = jax.checkpoint(
                 block,
                 static_argnums=(0,),
-                prevent_cse=False,
-                policy=policies.dots_with_no_batch_dims_saveable if remat == "dots" else None,
+                prevent_cse=unroll,
+                policy=is_kept if remat == "dots" else None,
             )
 
         def unit(x_BLD, layer):
@@ -230,7 +236,8 @@ class Model:
             mean_UBD = jnp.stack(means) if observe else None
             return x_BLD, (None if state is None else next_state, mean_UBD)
 
-        x_BLD, (state, mean_RUBD) = jax.lax.scan(unit, x_BLD, (params, state, absence))
+        layers = (params, state, absence)
+        x_BLD, (state, mean_RUBD) = jax.lax.scan(unit, x_BLD, layers, unroll=unroll)
         return x_BLD, state, mean_RUBD
 
     def without(self, group: Group, absent: ArrayLike) -> Absence:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hybrid_lm.config import Config
-from hybrid_lm.loss import token_nll
+from hybrid_lm.loss import summed_nll
 from hybrid_lm.mixers import Context
 from hybrid_lm.model import Model, Params
 from hybrid_lm.optimizer import learning_rate, norms
@@ -99,14 +99,24 @@ def context(config: Config, batch: Batch) -> Context:
     )
 
 
-def summed_nll(model: Model, config: Config, params: Params, batch: Batch) -> jax.Array:
+def total_nll(model: Model, config: Config, params: Params, batch: Batch) -> jax.Array:
     """NLL in nats, summed over the tokens that are not padding."""
     output = model.apply(
-        params, batch["tokens_BL"], context(config, batch), remat=config.train.remat
+        params,
+        batch["tokens_BL"],
+        context(config, batch),
+        remat=config.train.remat,
+        unroll=config.train.unroll,
     )
-    readout_BLD = model.readout(params, output.exits[-1])
-    nll_BL = token_nll(readout_BLD, params["embedding"], batch["targets_BL"])
-    return jnp.sum(jnp.where(batch["segment_ids_BL"] != 0, nll_BL, 0.0))
+    with jax.named_scope("head"):
+        readout_BLD = model.readout(params, output.exits[-1])
+        return summed_nll(
+            readout_BLD,
+            params["embedding"],
+            batch["targets_BL"],
+            batch["segment_ids_BL"] != 0,
+            config.train.implementation.cross_entropy,
+        )
 
 
 def split(batch: Batch, parts: int) -> Batch:
@@ -135,7 +145,7 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def add_part(total, part: Batch):
             nll_and_grads = jax.value_and_grad(
-                lambda params: summed_nll(model, config, params, part)
+                lambda params: total_nll(model, config, params, part)
             )(state.params)
             return jax.tree.map(jnp.add, total, nll_and_grads), None
 
@@ -144,14 +154,15 @@ def make_step(
         tokens = jnp.sum(batch["segment_ids_BL"] != 0)
         loss = nll / tokens
         grads = jax.tree.map(lambda grad: grad / tokens, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
-        finite = state.finite
-        for number in (loss, grad_norm, update_norm):
-            finite &= jnp.isfinite(number)
-        params: Any = optax.apply_updates(state.params, updates)
-        updated = TrainState(params, opt_state, state.step + 1, finite)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+            finite = state.finite
+            for number in (loss, grad_norm, update_norm):
+                finite &= jnp.isfinite(number)
+            params: Any = optax.apply_updates(state.params, updates)
+            updated = TrainState(params, opt_state, state.step + 1, finite)
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         metrics = Metrics(
             loss=loss,
             tokens=tokens,

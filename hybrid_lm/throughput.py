@@ -71,8 +71,15 @@ def peak(mesh: Mesh, dtype: DTypeLike) -> Peak:
     kind = device.device_kind
     if jnp.dtype(dtype) == jnp.bfloat16 and kind in PEAK_FLOPS_PER_S:
         return Peak(mesh.size * PEAK_FLOPS_PER_S[kind], f"data sheet of {kind}, bfloat16")
+    flops_per_s = product_flops_per_s(dtype)
+    return Peak(mesh.size * flops_per_s, f"{dtype} products timed on {kind}")
+
+
+def product_flops_per_s(dtype: DTypeLike) -> float:
+    """What one local device does in a large product of square matrices, timed."""
+    device = jax.local_devices()[0]
     size = 1024 if device.platform == "cpu" else 8192
-    square = jax.device_put(np.ones((size, size), jnp.dtype(dtype)), jax.local_devices()[0])
+    square = jax.device_put(np.ones((size, size), jnp.dtype(dtype)), device)
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
     product(square).block_until_ready()
     seconds = []
@@ -80,5 +87,4 @@ def peak(mesh: Mesh, dtype: DTypeLike) -> Peak:
         start = time.perf_counter()
         product(square).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    flops_per_s = 2 * size**3 / min(seconds)
-    return Peak(mesh.size * flops_per_s, f"{dtype} products of {size} x {size} timed on {kind}")
+    return 2 * size**3 / min(seconds)

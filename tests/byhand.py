@@ -14,7 +14,7 @@ from hybrid_lm.mixers import MixerConfig
 from hybrid_lm.model import Model, ModelConfig
 
 VOCAB = 32
-PERIOD = 70
+PERIOD = 700
 """Documents repeat themselves after so many tokens."""
 GAIN = 4.0
 """Of what is copied, relative to the token itself in the residual stream."""
@@ -94,8 +94,8 @@ def copying_model(layers="before: copy; copying: copy; after: copy", **evaluatio
     """A model of ``Delay`` layers of which only those of group ``copying`` have weights."""
     config = Config(
         model=ModelConfig(layers, {"copy": Delay()}, width=VOCAB, mlp_width=0),
-        train=TrainConfig(length=64, dtype="float32"),
-        evaluation=EvaluationConfig(length=512, batch_size=3, resamples=200, **evaluation),
+        train=TrainConfig(length=512, dtype="float32"),
+        evaluation=EvaluationConfig(length=4096, batch_size=3, resamples=200, **evaluation),
     )
     model = Model(config.model, VOCAB)
     params = model.init(jax.random.key(0))

@@ -105,7 +105,7 @@ def full_report(length: int = 16384, training_length: int = 8192) -> Report:
                 nll=nll,
                 ci95=(nll - 0.04, nll + 0.05),
                 groups=tuple(
-                    TokenClassGroup(g[0], (d := g[4] * weight), (d - 0.01, d + 0.012))
+                    TokenClassGroup(g[0], (d := g[4] * weight), (d - 0.01, d + 0.012), 0.0004)
                     for g in GROUPS
                 ),
             )

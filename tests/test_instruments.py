@@ -1,4 +1,4 @@
-"""The instruments on a model whose layers copy from 70 tokens before in one group, and do nothing
+"""The instruments on a model whose layers copy from 700 tokens before in one group, and do nothing
 in the others: each must say so, where and how far."""
 
 import dataclasses
@@ -21,7 +21,7 @@ from hybrid_lm.instruments.scoring import _windows
 from hybrid_lm.results import Report
 from tests.byhand import PERIOD, copying_model, memory_corpus, repeating_documents
 
-LENGTH, DOCUMENTS = 512, 5
+LENGTH, DOCUMENTS = 4096, 5
 CONFIG, MODEL, PARAMS = copying_model()
 CORPUS = memory_corpus(
     {
@@ -36,18 +36,11 @@ ALL = suite.chosen(None, lens=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def instruments():
-    """Fields down to 16 tokens, and programs that are quick to compile."""
-    patch = pytest.MonkeyPatch()
-    narrow = [
-        FieldInstrument(narrowest=16) if instrument.name == "field" else instrument
-        for instrument in suite.INSTRUMENTS
-    ]
-    patch.setattr(suite, "INSTRUMENTS", tuple(narrow))
+def quick_programs():
+    """Programs that are quick to compile."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +108,17 @@ def test_the_control_skips_layers_of_other_groups(report):
 def test_a_field_below_the_distance_loses_all_and_one_above_it_nothing(report, loss):
     before, copying, after = report.groups
     cost = {width.width: width for width in copying.field.widths}
-    assert list(cost) == [16, 32, 64, 128]
-    for width in (16, 32):  # fields of less than 64 tokens
+    assert list(cost) == [128, 256, 512, 1024]
+    for width in (128, 256):  # fields of less than 512 tokens
         assert cost[width].delta_nll == pytest.approx(loss.mean(), rel=1e-5)
-    # At 64, the first tokens of a block see from 64 to 68 tokens back, and 69 are needed.
+    # At 512, the first tokens of a block see from 512 to 698 tokens back, and 699 are needed.
     place_L = np.arange(LENGTH)
-    blind_L = (place_L >= 128) & (place_L % 64 < PERIOD - 1 - 64)
-    assert cost[64].delta_nll == pytest.approx((loss * blind_L).mean(), rel=1e-5)
-    assert cost[128].delta_nll == pytest.approx(0, abs=1e-6)
-    assert copying.field.effective_context == 128
+    blind_L = (place_L >= 1024) & (place_L % 512 < PERIOD - 1 - 512)
+    assert cost[512].delta_nll == pytest.approx((loss * blind_L).mean(), rel=1e-5)
+    assert cost[1024].delta_nll == pytest.approx(0, abs=1e-6)
+    assert copying.field.effective_context == 1024
     for idle in (before, after):
-        assert idle.field.effective_context == 16
+        assert idle.field.effective_context == 128
         assert all(width.delta_nll == pytest.approx(0, abs=1e-6) for width in idle.field.widths)
 
 
@@ -152,7 +145,7 @@ def test_shapley_values_are_means_over_all_orders():
 def test_repeats_need_the_group_that_copies_and_first_occurrences_do_not(report, loss):
     classes = {found.name: found for found in report.token_classes}
     assert "repeat 1-2k" not in classes
-    first, repeated = classes["first occurrence"], classes["repeat <256"]
+    first, repeated = classes["first occurrence"], classes["repeat 256-1k"]
     assert first.tokens + repeated.tokens == DOCUMENTS * (LENGTH - 7)
     assert repeated.tokens >= DOCUMENTS * (LENGTH - PERIOD - 7)
     assert repeated.groups[1].name == "copying"
@@ -171,15 +164,16 @@ def test_repeats_need_the_group_that_copies_and_first_occurrences_do_not(report,
 def test_a_window_shorter_than_the_distance_loses_all_and_a_stream_nothing(report, loss):
     found = {(score.mode, score.length): score for score in report.scoring}
     assert set(found) == {
-        ("full", 64),
-        *((mode, length) for mode in ("full", "sliding", "streaming") for length in (128, 256)),
+        ("full", 512),
+        *((mode, length) for mode in ("full", "sliding", "streaming") for length in (1024, 2048)),
     }
-    for length in (128, 256):
+    for length in (1024, 2048):
         assert found["streaming", length].delta_nll == pytest.approx(0, abs=1e-6)
         lost = loss[:, :length].mean()
+        assert lost > 0.5
         assert found["sliding", length].delta_nll == pytest.approx(lost, rel=1e-5)
-    assert found["full", 64].buckets[0].beyond_training is False
-    assert found["full", 256].buckets[-1].beyond_training is True
+    assert found["full", 512].buckets[0].beyond_training is False
+    assert found["full", 2048].buckets[-1].beyond_training is True
 
 
 def test_windows_score_every_token_once():
@@ -267,7 +261,7 @@ def test_what_cannot_run_says_why(bench):
             Bench(model, CONFIG, ONE_DEVICE, bench.documents), CORPUS
         )
     with pytest.raises(CannotRun, match="too short to cut"):
-        FieldInstrument(narrowest=256).passes(bench, CORPUS)
+        FieldInstrument(narrowest=LENGTH // 2).passes(bench, CORPUS)
 
 
 def test_a_group_of_most_of_the_stack_is_compared_with_all_others():

@@ -65,6 +65,34 @@ def test_ssd_equals_the_definition(monkeypatch, length, groups, packed):
     assert_close(got, want)
 
 
+def test_ssd_scales_writes_and_skips_as_the_definition(monkeypatch):
+    """``strength`` and ``skip``, in the kernels and outside them."""
+    monkeypatch.setattr(ssd_gpu, "_CHUNK", 16)
+    (q, k, v, strength, log_decay, state), cotangents = operands(40, 2, strengths=True)
+    resets_BL, skip = starts(40), jnp.arange(1.0, 1 + HEADS)
+
+    def definition(q, k, v, strength, skip, log_decay, resets_BL, state):
+        writes = v * strength[..., None]
+        y, last = ssd(q, k, writes, log_decay, resets_BL, state, implementation="reference")
+        return y + skip[:, None] * v, last
+
+    def kernels(q, k, v, strength, skip, log_decay, resets_BL, state):
+        inputs = (q, k, v, log_decay, resets_BL, state, strength, skip)
+        return ssd_gpu.ssd(*inputs, interpret=True)
+
+    def chunks(q, k, v, strength, skip, log_decay, resets_BL, state):
+        scales = {"strength_BLH": strength, "skip_H": skip}
+        return ssd(q, k, v, log_decay, resets_BL, state, **scales, implementation="xla")
+
+    inputs = (q, k, v, strength, skip, log_decay, state)
+    want, *gots = (
+        jit(partial(values_and_gradients, op, resets_BL, cotangents))(*inputs)
+        for op in (definition, kernels, chunks)
+    )
+    for got in gots:
+        assert_close(got, want)
+
+
 @pytest.mark.parametrize(
     ("length", "packed"), [(77, True), pytest.param(32, False, marks=pytest.mark.thorough)]
 )

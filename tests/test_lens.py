@@ -15,21 +15,23 @@ from hybrid_lm.instruments.lens import LensInstrument
 from hybrid_lm.model import Model
 from tests.byhand import VOCAB, Delay, copying_model, memory_corpus, repeating_documents
 
-LENGTH = 256
+LENGTH, PERIOD = 256, 70
 CORPUS = memory_corpus(
     {
-        "train": repeating_documents(12, LENGTH + 1, seed=0),
-        "validation": repeating_documents(4, LENGTH + 1, seed=1),
+        "train": repeating_documents(12, LENGTH + 1, seed=0, period=PERIOD),
+        "validation": repeating_documents(4, LENGTH + 1, seed=1, period=PERIOD),
     }
 )
 
 
 def test_what_the_unembedding_cannot_read_a_trained_map_can(tmp_path, monkeypatch):
     config, _, _ = copying_model()
-    mixers = {"copy": Delay(), "turn": Delay(distance=1)}
+    mixers = {"copy": Delay(distance=PERIOD - 1), "turn": Delay(distance=1)}
     layers = "copying: copy; turning: turn"
     config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, layers=layers, mixers=mixers)
+        config,
+        model=dataclasses.replace(config.model, layers=layers, mixers=mixers),
+        train=dataclasses.replace(config.train, length=64),
     )
     model = Model(config.model, VOCAB)
     params = model.init(jax.random.key(0))

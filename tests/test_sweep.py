@@ -146,7 +146,11 @@ def test_a_finished_study_prints_its_table_and_runs_nothing(study, tmp_path, cal
     assert ranks["p_value"] == pytest.approx(1 / 3)
     line = "knock-out (skip) and the cost of the swap: +1.00 over 3 swaps (p = 0.33)"
     assert line in " ".join(printed.split())
-    assert line in (tmp_path / "runs" / "sweep.md").read_text()
+    markdown = (tmp_path / "runs" / "sweep.md").read_text()
+    assert line in markdown
+    assert f"by position](sweep-length{LENGTH}.png)" in markdown
+    figure = (tmp_path / "runs" / f"sweep-length{LENGTH}.png").read_bytes()
+    assert figure.startswith(b"\x89PNG")
     assert max(map(len, printed.splitlines()[:-1])) <= 100
 
 

@@ -1,6 +1,6 @@
 """Every operation in every implementation the device can run: checked, then timed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_lm.bench.floor import Work
 from hybrid_lm.bench.results import Row
 from hybrid_lm.bench.timing import timed
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
+from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.delta_rule import delta_rule
 from hybrid_lm.kernels.diagonal_scan import selective_scan
 from hybrid_lm.kernels.ssd import ssd
@@ -29,11 +31,13 @@ class Case(NamedTuple):
         run: ``run(*operands, implementation=...)`` -> one output.
         operands: ``operands(scale)``: differentiable arrays, the length divided by ``scale``.
         implementations: that may be timed.
+        flops: floating-point operations of the definition, by formula: two for a multiply-add.
     """
 
     run: Callable[..., jax.Array]
     operands: Callable[[int], tuple[jax.Array, ...]]
     implementations: tuple[str, ...]
+    flops: float
 
 
 def _normal(*shapes: tuple[int, ...], dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ...]:
@@ -59,7 +63,24 @@ def _attention(batch, length, heads, dim, documents=1, window=None) -> Case:
     def operands(scale):
         return _normal(*[(batch, length // scale, heads, dim)] * 3)
 
-    return Case(run, operands, ("cudnn", "xla"))
+    own, reach = length // documents, window or length
+    pairs = documents * sum(min(place + 1, reach) for place in range(own))  # query, key; in a row
+    return Case(run, operands, ("cudnn", "xla"), 4.0 * batch * heads * dim * pairs)
+
+
+def _causal_conv(batch, length, inner, taps, documents=1) -> Case:
+    def run(x, weight, bias, implementation):
+        own = x.shape[1] // documents
+        starts_L = jnp.arange(x.shape[1]) % own == 0
+        resets_BL = None if documents == 1 else jnp.broadcast_to(starts_L, x.shape[:2])
+        return causal_conv(x, weight, bias, resets_BL, silu=True, implementation=implementation)[0]
+
+    def operands(scale):
+        weight, bias = _normal((taps, inner), (inner,), dtype=jnp.float32)
+        return *_normal((batch, length // scale, inner)), weight, bias
+
+    # A sigmoid is counted as an exponential, a sum and a quotient.
+    return Case(run, operands, ("pallas", "xla"), (2.0 * taps + 4) * batch * length * inner)
 
 
 def _selective_scan(batch, length, inner, states) -> Case:
@@ -74,7 +95,8 @@ def _selective_scan(batch, length, inner, states) -> Case:
         (log_a,) = _normal((inner, states), dtype=jnp.float32)
         return u, step, log_a, *_normal(*[(batch, length // scale, states)] * 2)
 
-    return Case(run, operands, ("pallas", "xla"))
+    # Per state: exponent, exp, product of the write, multiply-add, multiply-add of the read-out.
+    return Case(run, operands, ("pallas", "xla"), 7.0 * batch * length * inner * states)
 
 
 def _ssd(batch, length, heads, value_dim, states, groups, decays=True) -> Case:
@@ -89,7 +111,10 @@ def _ssd(batch, length, heads, value_dim, states, groups, decays=True) -> Case:
         v, log_decay = _normal((batch, length_, heads, value_dim), (batch, length_, heads))
         return q / states**0.5, k / states**0.5, v, log_decay
 
-    return Case(run, operands, ("pallas", "xla"))
+    # Per entry of the state: multiply-adds of the write and of the read-out, and the decay.
+    per_entry = 5.0 if decays else 4.0
+    flops = per_entry * batch * length * heads * value_dim * states
+    return Case(run, operands, ("pallas", "xla"), flops)
 
 
 def _delta_rule(batch, length, heads, key_dim, value_dim) -> Case:
@@ -106,7 +131,9 @@ def _delta_rule(batch, length, heads, key_dim, value_dim) -> Case:
         )
         return unit(q), unit(k), v, beta, log_decay
 
-    return Case(run, operands, ("pallas", "xla"))
+    # Per entry of the state: decay, multiply-adds of what is found, of the write and the read-out.
+    flops = 7.0 * batch * length * heads * key_dim * value_dim
+    return Case(run, operands, ("pallas", "xla"), flops)
 
 
 CASES = {
@@ -115,6 +142,10 @@ CASES = {
     "ssd B2 L8192 H64 P64 N128": _ssd(2, 8192, 64, 64, 128, 1),
     "linear attention B4 L8192 H16 K128 P128": _ssd(4, 8192, 16, 128, 128, 16, decays=False),
     "gated delta rule B4 L8192 H16 K128 P128": _delta_rule(4, 8192, 16, 128, 128),
+    "causal conv B2 L8192 E4096 W4, silu": _causal_conv(2, 8192, 4096, 4),
+    "causal conv B8 L8192 E1280 W4, silu": _causal_conv(8, 8192, 1280, 4),
+    "causal conv B1 L65536 E2048 W4, silu": _causal_conv(1, 65536, 2048, 4),
+    "causal conv B1 L65536 E2048 W4, silu, 32 documents": _causal_conv(1, 65536, 2048, 4, 32),
     "attention B4 L8192 H16 K128": _attention(4, 8192, 16, 128),
     "attention, 4 documents a row": _attention(4, 8192, 16, 128, documents=4),
     "attention, window 1024": _attention(4, 8192, 16, 128, window=1024),
@@ -127,6 +158,8 @@ class Kernels:
     """Operations at the shapes of docs/kernels.md, bf16 inputs.
 
     Values and gradients are checked first, on rows of 1/8 the length; a red one is not timed.
+    The floor is the longer of moving all inputs and outputs once, as fast as a copy, and of the
+    arithmetic of the definition, as fast as a bf16 matrix product, both measured in the same run.
     """
 
     only: str = ""
@@ -139,18 +172,27 @@ class Kernels:
         return [row for name, case in chosen.items() for row in _rows(name, case)]
 
 
-def _gradients(run: Callable[..., jax.Array], *operands: jax.Array) -> tuple[jax.Array, ...]:
+def _gradients(
+    run: Callable[..., jax.Array], cotangent: jax.Array, *operands: jax.Array
+) -> tuple[jax.Array, ...]:
     y, pull = jax.vjp(run, *operands)
-    cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
     return y, *pull(cotangent.astype(y.dtype))
+
+
+def _cotangent(like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.cos(jnp.arange(like.size, dtype=jnp.float32)).reshape(like.shape).astype(like.dtype)
 
 
 def _error(case: Case, implementation: str) -> float:
     """Largest relative RMSE of an output or gradient against the float32 reference."""
     small = case.operands(8)
+    run, reference = (
+        partial(case.run, implementation=name) for name in (implementation, "reference")
+    )
+    cotangent = _cotangent(jax.eval_shape(run, *small))
     wide = [x.astype(jnp.float32) for x in small]
-    wants = jax.jit(partial(_gradients, partial(case.run, implementation="reference")))(*wide)
-    gots = jax.jit(partial(_gradients, partial(case.run, implementation=implementation)))(*small)
+    wants = jax.jit(partial(_gradients, reference))(cotangent, *wide)
+    gots = jax.jit(partial(_gradients, run))(cotangent, *small)
     errors = []
     for got, want in zip(gots, wants, strict=True):
         want = np.asarray(want, np.float64)
@@ -164,18 +206,37 @@ def _rows(name: str, case: Case) -> list[Row]:
     rows = []
     for implementation in case.implementations:
         row: Row = {"operation": name, "implementation": implementation}
+        untimed = dict.fromkeys((f"{what} {of}" for what in _PASSES for of in _COLUMNS), "-")
         try:
             error = _error(case, implementation)
         except UserError as obstacle:
-            rows.append(row | {"error": "-", "forward ms": str(obstacle), "both ms": "-"})
+            rows.append(row | {"error": "-"} | untimed | {"forward ms": str(obstacle)})
             continue
         row["error"] = error
         if not error <= TOLERANCE:
-            rows.append(row | {"forward ms": "red: not timed", "both ms": "red: not timed"})
+            red = "red: not timed"
+            rows.append(row | untimed | {"forward ms": red, "both ms": red})
             continue
         run = partial(case.run, implementation=implementation)
         operands = case.operands(1)
-        row["forward ms"] = timed(run, *operands).ms
-        row["both ms"] = timed(partial(_gradients, run), *operands).ms
+        y = jax.eval_shape(run, *operands)
+        forward = Work(_bytes(operands), _bytes((y,)), case.flops)
+        row |= _timed("forward", forward, run, *operands)
+        both = partial(_gradients, run)
+        row |= _timed("both", forward.with_gradients(), both, _cotangent(y), *operands)
         rows.append(row)
     return rows
+
+
+def _bytes(arrays: Iterable[jax.Array | jax.ShapeDtypeStruct]) -> int:
+    return sum(array.size * array.dtype.itemsize for array in arrays)
+
+
+_PASSES = ("forward", "both")
+_COLUMNS = ("ms", "MB", "GFLOP", "floor ms", "share of floor")
+
+
+def _timed(what: str, work: Work, function: Callable[..., Any], *operands: jax.Array) -> Row:
+    ms, floor_ms = timed(function, *operands).ms, work.floor_ms()
+    values = (ms, work.bytes / 1e6, work.flops / 1e9, floor_ms, floor_ms / ms)
+    return {f"{what} {of}": value for of, value in zip(_COLUMNS, values, strict=True)}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import altair as alt
 
+from hybrid_lm.compare.position_figure import SCOPE, by_position, differences, point
 from hybrid_lm.compare.results import Comparison, RunSummary
 from hybrid_lm.compare.tables import (
     DETECTABLE,
@@ -21,18 +22,15 @@ from hybrid_lm.page.axes import (
     curves,
     drawn,
     layered,
-    middle,
     positions,
     shape,
     tips,
 )
 from hybrid_lm.page.figure import Block, Figure, Legend, Panel, Protocol, Table
-from hybrid_lm.page.theme import LINE
 from hybrid_lm.report import show
 from hybrid_lm.report.columns import Column
-from hybrid_lm.results import Bucket, KnockoutBucket
+from hybrid_lm.results import Bucket
 
-_SCOPE = "run"
 _AXIS = alt.Axis(format="~s", grid=False, tickCount=5)
 
 
@@ -78,7 +76,7 @@ def _names(comparison: Comparison) -> list[str]:
 
 
 def _legend(comparison: Comparison) -> Legend:
-    return Legend(_SCOPE, _names(comparison))
+    return Legend(SCOPE, _names(comparison))
 
 
 def _table(caption: str, columns: Sequence[Column]) -> Table:
@@ -91,7 +89,7 @@ def _positions(comparison: Comparison) -> Figure:
     """NLL of every run by octave."""
 
     def row(run: RunSummary, bucket: Bucket) -> dict:
-        return _point(run.name, bucket, bucket.nll, f"{bucket.nll:.4f}")
+        return point(run.name, bucket, bucket.nll, f"{bucket.nll:.4f}")
 
     names = _names(comparison)
     rows = [row(run, bucket) for run in comparison.runs for bucket in run.buckets]
@@ -112,38 +110,18 @@ def _positions(comparison: Comparison) -> Figure:
         panels=[Panel("nll", "", chart)],
         text="NLL in octaves of the position, mean over documents with its 95% interval. The bands "
         "are as wide as documents differ: whether two runs do is seen in the differences below.",
-        tables=[_by_position("NLL in nats per token", rows, names)],
+        tables=[by_position("NLL in nats per token", rows, names)],
         legend=_legend(comparison),
     )
 
 
 def _differences(comparison: Comparison) -> Figure:
     """Paired difference of every run to the first, by octave."""
-
-    def row(name: str, bucket: KnockoutBucket) -> dict:
-        return _point(name, bucket, bucket.delta_nll, f"{bucket.delta_nll:+.4f}")
-
-    base = comparison.runs[0].name
-    runs = comparison.runs
+    runs, base = comparison.runs, comparison.runs[0].name
     compared = [(run.name, run.difference) for run in runs if run.difference is not None]
-    rows = [row(name, bucket) for name, found in compared for bucket in found.buckets]
-    x = positions(comparison.length)
-    y = alt.Y("low:Q", title="difference (nats per token)")
-    zero = drawn([{"zero": 0}]).mark_rule(color=LINE).encode(y=alt.Y("zero:Q"))
-    fields = ["series", "position", "value text", "95% interval"]
-    chart = curves(rows, _names(comparison), x, y, fields, behind=[zero])
-    return Figure(
-        name="differences",
-        title=f"Difference to {base}",
-        panels=[Panel("delta", "", chart)],
-        text=f"NLL minus that of {base} on the same documents; below zero is better. A band that "
-        "holds zero is no difference that these documents show.",
-        tables=[
-            _table(f"Nats per token; {DETECTABLE}", difference_columns("run", compared)),
-            _by_position("By position", rows, [name for name, _ in compared]),
-        ],
-        legend=_legend(comparison),
-    )
+    columns = difference_columns("run", compared)
+    table = _table(f"Nats per token; {DETECTABLE}", columns)
+    return differences(base, _names(comparison), compared, comparison.length, [table])
 
 
 def _speed(comparison: Comparison) -> Figure:
@@ -213,25 +191,3 @@ def _throughput(comparison: Comparison) -> alt.LayerChart:
         tooltip=tips(["series", "tokens/s", "bits per byte", "95% interval"]),
     )
     return layered(bar, points)
-
-
-def _point(name: str, bucket: Bucket | KnockoutBucket, value: float, text: str) -> dict:
-    low, high = bucket.ci95
-    return {
-        "series": name,
-        "x": middle(bucket.start, bucket.end),
-        "value": value,
-        "low": low,
-        "high": high,
-        "position": f"{bucket.start}-{bucket.end}",
-        "value text": text,
-        "95% interval": show.interval(bucket.ci95, "+.4f" if text[0] in "+-" else "#.4g"),
-    }
-
-
-def _by_position(caption: str, rows: list[dict], names: list[str]) -> Table:
-    cells: dict[str, list[str]] = {}
-    for row in rows:
-        text = f"{row['value text']} ({row['95% interval']})"
-        cells.setdefault(row["position"], []).append(text)
-    return Table(caption, ["position", *names], [[at, *texts] for at, texts in cells.items()])

@@ -10,7 +10,7 @@ from rich.text import Text
 from hybrid_lm.compare.difference import Difference
 from hybrid_lm.compare.results import Comparison, RunSummary
 from hybrid_lm.compare.terminal import Page, notes
-from hybrid_lm.files import write_texts
+from hybrid_lm.files import write_files
 from hybrid_lm.report import show
 from hybrid_lm.report.columns import Column, markdown_of, markdown_table
 
@@ -29,7 +29,7 @@ def write(comparison: Comparison, directory: Path) -> None:
         "compare.md": to_markdown(comparison),
         "compare.html": page.render(comparison),
     }
-    write_texts(directory, texts)
+    write_files(directory, texts)
 
 
 def render(comparison: Comparison) -> RenderableType:

@@ -10,7 +10,10 @@ from hybrid_lm.instruments.bench import Bench, Session
 from hybrid_lm.instruments.cache import Arrays, Cache
 from hybrid_lm.octaves import octave_means, octave_sums, octaves
 from hybrid_lm.results import Interval, Knockout, KnockoutBucket, Report
-from hybrid_lm.statistics import minimum_detectable_effect, win_rate
+from hybrid_lm.statistics import max_t, minimum_detectable_effect, win_rate
+
+FLIPS = 10_000
+"""Of the signs of documents, behind the p values of the cells of a heat map."""
 
 
 class CannotRun(Exception):
@@ -101,8 +104,22 @@ def differences(delta_nats: np.ndarray, bench: Bench) -> Differences:
     )
 
 
-def knockout(delta_nats: np.ndarray, bench: Bench) -> Knockout:
-    """Statistics of differences to the whole model, sums [documents, octaves]."""
+def knockouts(delta_nats: np.ndarray, bench: Bench) -> list[Knockout]:
+    """Statistics of differences to the whole model, sums [groups, documents, octaves].
+
+    P values are corrected for all cells group x octave.
+    """
+    p = adjusted_p(np.moveaxis(delta_nats, 1, 0))
+    return [_knockout(of_group, tuple(p[g]), bench) for g, of_group in enumerate(delta_nats)]
+
+
+def adjusted_p(differences: np.ndarray) -> list:
+    """P values of differences [documents, ...cells], corrected for the cells, as nested lists."""
+    cells = differences.reshape(len(differences), -1)
+    return max_t(cells, flips=FLIPS).reshape(differences.shape[1:]).tolist()
+
+
+def _knockout(delta_nats: np.ndarray, adjusted_p: tuple[float, ...], bench: Bench) -> Knockout:
     found = differences(delta_nats, bench)
     delta = delta_nats.sum(axis=1) / bench.documents.length
     return Knockout(
@@ -111,4 +128,5 @@ def knockout(delta_nats: np.ndarray, bench: Bench) -> Knockout:
         win_rate(delta),
         minimum_detectable_effect(delta),
         found.buckets,
+        adjusted_p,
     )

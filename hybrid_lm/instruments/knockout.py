@@ -13,7 +13,7 @@ import numpy as np
 
 from hybrid_lm.data.corpus import Corpus
 from hybrid_lm.instruments import calibration
-from hybrid_lm.instruments.base import Subject, differences, knockout
+from hybrid_lm.instruments.base import Subject, differences, knockouts
 from hybrid_lm.instruments.bench import Bench
 from hybrid_lm.instruments.cache import Arrays
 from hybrid_lm.octaves import octave_sums
@@ -88,14 +88,13 @@ class KnockoutInstrument:
         return arrays
 
     def extend(self, report: Report, arrays: Arrays, subject: Subject) -> Report:
-        groups = []
-        for g, group in enumerate(report.groups):
-            found = knockout(arrays["mean"][g] - subject.nats, subject.bench)
-            groups.append(
-                dataclasses.replace(
-                    group, knockout_mean=found, control=self._control(g, arrays, subject)
-                )
+        found = knockouts(arrays["mean"] - subject.nats, subject.bench)
+        groups = [
+            dataclasses.replace(
+                group, knockout_mean=found[g], control=self._control(g, arrays, subject)
             )
+            for g, group in enumerate(report.groups)
+        ]
         seeds = report.seeds | {"control": self.seed}
         return dataclasses.replace(report, groups=tuple(groups), seeds=seeds)
 

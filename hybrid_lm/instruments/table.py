@@ -5,7 +5,6 @@ of the model without each group, float32; ``exits`` [1 + groups, documents, octa
 NLL read off the embedding and off the residual stream that leaves each group.
 """
 
-import dataclasses
 import math
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,15 +13,14 @@ import jax
 import numpy as np
 
 from hybrid_lm.data.corpus import Corpus
-from hybrid_lm.instruments.base import knockout
+from hybrid_lm.instruments.base import FLIPS, knockouts
 from hybrid_lm.instruments.bench import LARGEST_NLL, Bench, Session
 from hybrid_lm.instruments.cache import Arrays
 from hybrid_lm.model import count
 from hybrid_lm.octaves import octave_means, octave_sums, octaves
 from hybrid_lm.results import Bucket, ExitBucket, GroupReport, Report
-from hybrid_lm.statistics import ci95, interval_method, max_t
+from hybrid_lm.statistics import ci95, interval_method
 
-FLIPS = 10_000
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
 
@@ -109,7 +107,7 @@ def report(session: Session, corpus: Corpus, arrays: Arrays) -> Report:
         seeds={"training": config.train.seed, "resampling": 0},
         versions={name: metadata.version(name) for name in _LIBRARIES},
         entry_nll=float(arrays["exits"][0].sum() / tokens),
-        correction=f"max-T over all cells group x position, {FLIPS:,} sign flips of documents",
+        correction=f"max-T over all cells of the heat map, {FLIPS:,} sign flips of documents",
     )
 
 
@@ -117,12 +115,9 @@ def _groups(session: Session, arrays: Arrays) -> tuple[GroupReport, ...]:
     bench, nats = session.bench, octave_sums(arrays["nll"])
     exits, spans = arrays["exits"], octaves(bench.documents.length)
     exit_nll = (exits.sum(axis=2) / bench.documents.length).mean(axis=1)
-    delta = octave_sums(arrays["without"]) - nats
-    cells = np.moveaxis(delta, 0, 1).reshape(delta.shape[1], -1)
-    p = max_t(cells, flips=FLIPS).reshape(len(bench.groups), -1)
+    found = knockouts(octave_sums(arrays["without"]) - nats, bench)
     reports = []
     for g, (group, cost) in enumerate(zip(bench.groups, bench.costs, strict=True)):
-        found = dataclasses.replace(knockout(delta[g], bench), adjusted_p=tuple(p[g].tolist()))
         reports.append(
             GroupReport(
                 name=group.name,
@@ -137,7 +132,7 @@ def _groups(session: Session, arrays: Arrays) -> tuple[GroupReport, ...]:
                     ExitBucket(start, end, float(exits[g + 1, :, i].mean() / (end - start)))
                     for i, (start, end) in enumerate(spans)
                 ),
-                knockout=found,
+                knockout=found[g],
                 exit_gain=float(exit_nll[g] - exit_nll[g + 1]),
             )
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from hybrid_lm.data.corpus import Corpus
 from hybrid_lm.data.tokenizers import Tokenizer
-from hybrid_lm.instruments.base import Subject
+from hybrid_lm.instruments.base import Subject, adjusted_p
 from hybrid_lm.instruments.bench import Bench
 from hybrid_lm.instruments.cache import Arrays
 from hybrid_lm.results import Report, TokenClass, TokenClassGroup
@@ -88,6 +88,8 @@ class TokenClassesInstrument:
 
     def extend(self, report: Report, arrays: Arrays, subject: Subject) -> Report:
         classes = []
+        delta = arrays["nats"][:, 1:] - arrays["nats"][:, :1]
+        p = adjusted_p(np.moveaxis(delta, 2, 0))
         for i, (name, definition) in enumerate(self.definitions(subject).items()):
             have = arrays["tokens"][i] > 0
             if have.sum() < 2:  # no interval
@@ -100,8 +102,8 @@ class TokenClassesInstrument:
                 (cells.sum(axis=0) / tokens.sum()).tolist(), map(tuple, intervals), strict=True
             )
             groups = tuple(
-                TokenClassGroup(group.name, *found)
-                for group, found in zip(report.groups, of_groups, strict=True)
+                TokenClassGroup(group.name, *found, p[i][g])
+                for g, (group, found) in enumerate(zip(report.groups, of_groups, strict=True))
             )
             classes.append(
                 TokenClass(name, definition, int(tokens.sum()), len(tokens), nll, ci, groups)

@@ -21,6 +21,8 @@ from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import sum_decays
 from hybrid_lm.kernels.pallas_triton import dot
 
+_WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
+
 
 class Factors(NamedTuple):
     """Decays of tokens, float32 [B, H, L]; ``stays`` [B, H, chunks]: of the state over a chunk;
@@ -32,6 +34,15 @@ class Factors(NamedTuple):
     to_end: jax.Array
     stays: jax.Array
     run: jax.Array
+
+
+class Scales(NamedTuple):
+    """Strength of each token's write, float32 [B, H, L] (``k (strength v)^T``), and what of v goes
+    past the recurrence, float32 [H] (``y + skip v``).
+    """
+
+    strength: jax.Array
+    skip: jax.Array
 
 
 class Sizes(NamedTuple):
@@ -89,7 +100,13 @@ def decay(total_C, run_C, *, keys_first=False):
     return jnp.exp(jnp.where(seen, gap, -jnp.inf))
 
 
-def _outputs(q, k, v, total, run, from_start, before, y, *, chunk, share, parts):
+def _scaled(v_CP, scales, place):
+    """What is written in the end, of values at ``place`` of [B, H, L]."""
+    return (v_CP * scales[0][place][:, None]).astype(v_CP.dtype) if scales else v_CP
+
+
+def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts):
+    *scales, y = rest
     part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     tokens, heads = pl.ds(c * chunk, chunk), share // parts
     q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
@@ -100,15 +117,16 @@ def _outputs(q, k, v, total, run, from_start, before, y, *, chunk, share, parts)
         v_CP = v[batch, tokens, h, :]
         y_CP = from_start[batch, h, tokens][:, None] * dot(q_CN, before[batch, c, h, :, :])
         weights_CC = scores_CC * decay(total[batch, h, tokens], run_C)
-        y_CP += dot(weights_CC.astype(v_CP.dtype), v_CP)
+        y_CP += dot(weights_CC.astype(v_CP.dtype), _scaled(v_CP, scales, (batch, h, tokens)))
+        if scales:
+            y_CP += scales[1][h] * v_CP
         y[batch, tokens, h, :] = y_CP.astype(y.dtype)
 
     jax.lax.fori_loop(0, heads, head, None)
 
 
-def _read_gradients(
-    k, q, v, total, run, from_start, before, dy, dq, dfrom_start, *, chunk, share, parts
-):
+def _read_gradients(k, q, v, total, run, from_start, before, after, dy, *rest, chunk, share, parts):
+    *scales, dq, dfrom_start, dstays = rest
     part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     tokens, heads = pl.ds(c * chunk, chunk), share // parts
     k_CN, q_CN = k[batch, tokens, part // parts, :], q[batch, tokens, part // parts, :]
@@ -117,7 +135,11 @@ def _read_gradients(
     def head(i, dq_CN):
         h = part * heads + i
         v_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
-        read_CN = dot(dy_CP, before[batch, c, h, :, :], trans_b=True)
+        v_CP = _scaled(v_CP, scales, (batch, h, tokens))
+        before_NP = before[batch, c, h, :, :]
+        # Of the writes' business, but there the registers are needed.
+        dstays[batch, h, c] = jnp.sum(before_NP.astype(jnp.float32) * after[batch, c, h, :, :])
+        read_CN = dot(dy_CP, before_NP, trans_b=True)
         dfrom_start[batch, h, tokens] = jnp.sum(read_CN * q_CN, axis=1)
         dscores_CC = dot(dy_CP, v_CP, trans_b=True) * decay(total[batch, h, tokens], run_C)
         dq_CN += from_start[batch, h, tokens][:, None] * read_CN
@@ -128,26 +150,11 @@ def _read_gradients(
 
 
 def _write_gradients(
-    q,
-    k,
-    v,
-    total,
-    run,
-    to_end,
-    before,
-    after,
-    dy,
-    dk,
-    dv,
-    dtotal,
-    dto_end,
-    dstays,
-    *,
-    chunk,
-    share,
-    parts,
+    q, k, v, total, run, to_end, after, dy, *rest, chunk, share, parts, scaled, exact
 ):
     """Matrices [C, C] are of (key, query) here: no result of a product is transposed."""
+    scales, rest = rest[: 2 * scaled], rest[2 * scaled :]
+    dk, dv, dtotal, dto_end, *dscales = rest
     part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     tokens, heads = pl.ds(c * chunk, chunk), share // parts
     q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
@@ -155,30 +162,37 @@ def _write_gradients(
 
     def head(i, dk_CN):
         h = part * heads + i
-        v_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
+        given_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
+        v_CP = _scaled(given_CP, scales, (batch, h, tokens))
         after_NP = after[batch, c, h, :, :]
         to_end_C = to_end[batch, h, tokens][:, None]
         decay_CC = decay(total[batch, h, tokens], run_C, keys_first=True)
+        dwrite_CP = dot(k_CN, after_NP)
+        dto_end[batch, h, tokens] = jnp.sum(dwrite_CP * v_CP, axis=1)
         # Not once for all heads: kept over the loop, it costs registers that are worth more.
         weights_CC = dot(k_CN, q_CN, trans_b=True) * decay_CC
-        dv_CP = dot(weights_CC.astype(dy_CP.dtype), dy_CP) + to_end_C * dot(k_CN, after_NP)
+        dv_CP = to_end_C * dwrite_CP + dot(weights_CC.astype(dy_CP.dtype), dy_CP)
+        if scales:
+            dscales[0][batch, h, tokens] = jnp.sum(dv_CP * given_CP, axis=1)
+            dscales[1][batch, h, c] = jnp.sum(dy_CP.astype(jnp.float32) * given_CP)
+            dv_CP = scales[0][batch, h, tokens][:, None] * dv_CP + scales[1][h] * dy_CP
         dv[batch, tokens, h, :] = dv_CP.astype(dv.dtype)
 
         dscores_CC = dot(v_CP, dy_CP, trans_b=True)
         dgap_CC = weights_CC * dscores_CC
         dtotal[batch, h, tokens] = jnp.sum(dgap_CC, axis=0) - jnp.sum(dgap_CC, axis=1)
         dscores_CC = (dscores_CC * decay_CC).astype(q_CN.dtype)
-        written_CN = dot(v_CP, after_NP, trans_b=True)
-        dto_end[batch, h, tokens] = jnp.sum(written_CN * k_CN, axis=1)
-        before_NP = before[batch, c, h, :, :].astype(jnp.float32)
-        dstays[batch, h, c] = jnp.sum(before_NP * after_NP)
-        return dk_CN + to_end_C * written_CN + dot(dscores_CC, q_CN)
+        if exact:
+            dk_CN += to_end_C * dot(v_CP, after_NP, trans_b=True)
+        else:  # the product is summed where it is made: registers of its own would be too many
+            dk_CN += dot((to_end_C * v_CP).astype(v_CP.dtype), after_NP, trans_b=True)
+        return dk_CN + dot(dscores_CC, q_CN)
 
     dk_CN = jax.lax.fori_loop(0, heads, head, jnp.zeros(k_CN.shape, jnp.float32))
     dk[batch, tokens, part, :] = dk_CN.astype(dk.dtype)
 
 
-def _by_chunk(kernel, outputs, operands, sizes: Sizes):
+def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
     """Run a kernel on every part of the heads of every chunk; operands start with [B, L, G, N]."""
     batch, length, groups, _ = operands[0].shape
     return pallas_triton.call(
@@ -186,37 +200,64 @@ def _by_chunk(kernel, outputs, operands, sizes: Sizes):
         (groups * sizes.parts, length // sizes.chunk, batch),
         outputs,
         *operands,
-        warps=4,
+        warps=warps,
         stages=2,
         interpret=sizes.interpret,
     )
 
 
-def outputs(q, k, v, factors: Factors, before, sizes: Sizes) -> jax.Array:
+def outputs(
+    q, k, v, factors: Factors, before, sizes: Sizes, scales: Scales | None = None
+) -> jax.Array:
     """y [B, L, H, P] in the dtype of v, from the states before the chunks [B, chunks, H, N, P]."""
-    operands = (q, k, v, factors.total, factors.run, factors.from_start, before)
+    operands = (q, k, v, factors.total, factors.run, factors.from_start, before, *(scales or ()))
     return _by_chunk(_outputs, jax.ShapeDtypeStruct(v.shape, v.dtype), operands, sizes)
 
 
-def gradients(q, k, v, factors: Factors, before, after, dy, sizes: Sizes):
-    """Cotangents (dq, dk, dv, of the factors) from those of y and of the states after the chunks.
+def gradients(
+    q,
+    k,
+    v,
+    factors: Factors,
+    before,
+    after,
+    dy,
+    sizes: Sizes,
+    scales: Scales | None = None,
+    *,
+    dk_dtype: Any = None,
+):
+    """Cotangents (dq, dk, dv, of the factors, of the scales) from those of y and of the states
+    after the chunks.
 
     They are those of `outputs` and of the writes ``to_end k v^T`` and decays ``stays`` together.
+    ``dk_dtype`` is given where dk is still to be added to: nothing of it is rounded before.
     """
     total, from_start, to_end, stays, run = factors
     batch, length, groups, n = q.shape
-    dtype = jnp.float32 if sizes.parts > 1 else q.dtype
-    dqk = jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
+    exact, dk_dtype = dk_dtype is not None, dk_dtype or k.dtype
+
+    def of_parts(dtype):
+        dtype = jnp.float32 if sizes.parts > 1 else dtype
+        return jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
+
+    def summed(d, dtype):
+        return d.reshape(*q.shape[:3], -1, n).sum(3).astype(dtype)
+
     vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
-    operands = (k, q, v, total, run, from_start, before, dy)
-    dq, dfrom_start = _by_chunk(_read_gradients, (dqk, vector), operands, sizes)
+    per_chunk = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
+    operands = (k, q, v, total, run, from_start, before, after, dy, *(scales or ())[:1])
+    results = (of_parts(q.dtype), vector, per_chunk)
+    dq, dfrom_start, dstays = _by_chunk(_read_gradients, results, operands, sizes)
     dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
-    dstays = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
-    operands = (q, k, v, total, run, to_end, before, after, dy)
-    dk, dv, dtotal, dto_end, dstays = _by_chunk(
-        _write_gradients, (dqk, dv, vector, vector, dstays), operands, sizes
-    )
+    results = (of_parts(dk_dtype), dv, vector, vector, *((vector, per_chunk) if scales else ()))
+    operands = (q, k, v, total, run, to_end, after, dy, *(scales or ()))
+    kernel = partial(_write_gradients, scaled=scales is not None, exact=exact)
+    warps = 8 if n * v.shape[-1] > _WIDE else 4
+    dk, dv, dtotal, dto_end, *dscales = _by_chunk(kernel, results, operands, sizes, warps=warps)
     if sizes.parts > 1:
-        dq, dk = (d.reshape(*q.shape[:3], -1, n).sum(3).astype(q.dtype) for d in (dq, dk))
+        dq, dk = summed(dq, q.dtype), summed(dk, dk_dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
-    return dq, dk, dv, dfactors
+    if scales is not None:
+        dscales = Scales(dscales[0], dscales[1].sum((0, 2)))
+    return dq, dk, dv, dfactors, dscales or None

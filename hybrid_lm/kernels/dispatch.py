@@ -24,11 +24,13 @@ class Implementation:
     """Attention to chosen blocks: gathered matrix products, or the whole matrix masked."""
     bucket_attention: Literal["xla", "reference"] | None = None
     """Attention inside hash buckets: sorted windows, or step by step."""
+    causal_conv: Literal["pallas", "xla", "reference"] | None = None
+    """Short causal convolution: GPU kernels, a product for each tap in XLA, or step by step."""
     ssd: Literal["pallas", "xla", "reference"] | None = None
-    """State-space duality (Mamba-2, linear attention): GPU kernels, chunked matrix products in XLA,
-    or step by step."""
+    """State-space duality (Mamba-2, linear attention): GPU or TPU kernels, chunked matrix products
+    in XLA, or step by step."""
     selective_scan: Literal["pallas", "xla", "reference"] | None = None
-    """Mamba's recurrence: GPU kernels, two-level scan over chunks, or step by step."""
+    """Mamba's recurrence: GPU or TPU kernels, two-level scan over chunks, or step by step."""
     s4d_scan: Literal["xla", "reference"] | None = None
     """S4D's recurrence: Toeplitz matrices and a scan over chunks, or step by step."""
     delta_rule: Literal["pallas", "xla", "reference"] | None = None
@@ -40,6 +42,18 @@ class Implementation:
     """Convolution with a long filter: blocks that double, by FFT, or step by step."""
     gla: Literal["xla", "reference"] | None = None
     """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
+    gated_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as xla
+    and as reference)."""
+    residual_norm: Literal["pallas", "xla", "reference"] | None = None
+    """Norms in front of mixers and MLPs: backward a GPU kernel, or the definition (as xla and as
+    reference)."""
+    rotary: Literal["pallas", "xla", "reference"] | None = None
+    """Norm and rotary positions of queries and keys: a GPU kernel each way, or the definition (as
+    xla and as reference)."""
+    cross_entropy: Literal["pallas", "xla", "reference"] | None = None
+    """Training's loss and its gradient, given the logits: a GPU kernel, or the definition (as xla
+    and as reference)."""
 
 
 def choose(op: str, named: str | None, obstacles: Mapping[str, str | None]) -> str:
@@ -93,3 +107,8 @@ def _log_once(line: str) -> None:
 def on_gpu() -> bool:
     """Whether the default device is a GPU."""
     return jax.default_backend() == "gpu"
+
+
+def on_tpu() -> bool:
+    """Whether the default device is a TPU."""
+    return jax.default_backend() == "tpu"

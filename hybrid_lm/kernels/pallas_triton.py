@@ -48,6 +48,23 @@ def call(
     )(*operands)
 
 
+def load(ref: Any, at: tuple[Any, ...], mask: jax.Array | None) -> jax.Array:
+    """``ref[at]``, 0 where the mask does not hold; there nothing is read."""
+    if mask is None:
+        return ref[at]
+    return triton.load(_view(ref, at), mask=mask, other=0)
+
+
+def store(ref: Any, at: tuple[Any, ...], values: jax.Array, mask: jax.Array | None) -> None:
+    """``ref[at] = values`` in the dtype of ref, where the mask holds."""
+    triton.store(_view(ref, at), values.astype(ref.dtype), mask=mask)
+
+
+def _view(ref: Any, at: tuple[Any, ...]) -> Any:
+    """``ref.at[at]``; the interpreter takes no Python integers."""
+    return ref.at[tuple(jnp.int32(i) if isinstance(i, int) else i for i in at)]
+
+
 def dot(
     a: jax.Array,
     b: jax.Array,

@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
+from hybrid_lm.kernels.rotary import norm_and_rotate
+from hybrid_lm.kernels.rotary.xla import rotate
 from hybrid_lm.layers import RMSNorm, fan_in, param, project
 from hybrid_lm.mixers.base import (
     CONTINUES,
@@ -115,11 +117,8 @@ class AttentionMixer(nnx.Module):
         q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
         k_BLGK = project("bld,dgk->blgk", x_BLD, self.k)
         v_BLGK = project("bld,dgk->blgk", x_BLD, self.v)
-        if config.qk_norm:
-            q_BLHK, k_BLGK = self.q_norm(q_BLHK), self.k_norm(k_BLGK)
-        if config.rope_theta is not None:
-            q_BLHK = rotate(q_BLHK, ctx.positions_BL, config.rope_theta)
-            k_BLGK = rotate(k_BLGK, ctx.positions_BL, config.rope_theta)
+        q_BLHK = self._prepared(q_BLHK, "q_norm", ctx)
+        k_BLGK = self._prepared(k_BLGK, "k_norm", ctx)
 
         starts_BL = self._starts_BL(ctx, state, length)
         if state is None:
@@ -136,6 +135,21 @@ class AttentionMixer(nnx.Module):
         if not config.causal:
             return y_BLD, ()
         return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL) | kept
+
+    def _prepared(self, x_BLHK: jax.Array, norm: str, ctx: Context) -> jax.Array:
+        """Queries or keys with the norm (attribute ``norm``) and the positions of the config."""
+        theta = self.config.rope_theta
+        if not self.config.qk_norm:
+            return x_BLHK if theta is None else rotate(x_BLHK, ctx.positions_BL, theta)
+        if theta is None:
+            return getattr(self, norm)(x_BLHK)
+        return norm_and_rotate(
+            x_BLHK,
+            getattr(self, norm).scale[...],
+            ctx.positions_BL,
+            theta,
+            implementation=ctx.implementation.rotary,
+        )
 
     def _attend(
         self,
@@ -208,18 +222,3 @@ class AttentionMixer(nnx.Module):
         seen_B = jnp.minimum(seen_B, capacity + 1)
         state = {"k": fit(k_BSGK), "v": fit(v_BSGK), "seen": seen_B}
         return state | {"segment": ctx.last_segment_B()}
-
-
-def rotate(x_BLHK: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding: pairs (k, k + K/2) turn by ``position * theta^(-2k/K)``.
-
-    Su et al. 2021 (arXiv 2104.09864), equation 34, in float32.
-    """
-    wide = jnp.promote_types(x_BLHK.dtype, jnp.float32)
-    half = x_BLHK.shape[-1] // 2
-    frequency_K = theta ** (-jnp.arange(half, dtype=wide) / half)
-    angle_BLK = positions_BL[:, :, None].astype(wide) * frequency_K
-    cos, sin = jnp.cos(angle_BLK)[:, :, None], jnp.sin(angle_BLK)[:, :, None]
-    left, right = x_BLHK[..., :half], x_BLHK[..., half:]
-    turned = [left * cos - right * sin, right * cos + left * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x_BLHK.dtype)

@@ -49,13 +49,13 @@ class ConvMixer(nnx.Module):
     ) -> tuple[jax.Array, State]:
         bcu_BL3D = project("bld,dne->blne", x_BLD, self.inputs)
         b_BLD, c_BLD, u_BLD = (bcu_BL3D[:, :, part] for part in range(3))
-        weight_WD = self.conv[...].astype(x_BLD.dtype)
         y_BLD, past = causal_conv(
             b_BLD * u_BLD,
-            weight_WD,
-            jnp.zeros_like(weight_WD[0]),
+            self.conv[...],
+            None,
             ctx.resets_BL(None if state is None else state["segment"]),
             None if state is None else state["past"],
+            implementation=ctx.implementation.causal_conv,
         )
         y_BLD = project("ble,ed->bld", c_BLD * y_BLD, self.out)
         return y_BLD, {"past": past, "segment": ctx.last_segment_B()}

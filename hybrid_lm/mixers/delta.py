@@ -73,7 +73,7 @@ class DeltaMixer(nnx.Module):
     ) -> tuple[jax.Array, State]:
         resets_BL = ctx.resets_BL(None if state is None else state["segment"])
         past = None if state is None else state["conv"]
-        (q_BLHK, k_BLHK, v_BLHP), conv = self.inputs(x_BLD, resets_BL, past)
+        (q_BLHK, k_BLHK, v_BLHP), conv = self.inputs(x_BLD, ctx, resets_BL, past)
         wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
         y_BLHP, kv = delta_rule(
             q_BLHK,
@@ -120,7 +120,11 @@ class DeltaInputs(nnx.Module):
         self.conv = param(rngs, (conv_width, *channels), (None, "heads", None), by_taps)
 
     def __call__(
-        self, x_BLD: jax.Array, resets_BL: jax.Array | None, past_BWE: jax.Array | None
+        self,
+        x_BLD: jax.Array,
+        ctx: Context,
+        resets_BL: jax.Array | None,
+        past_BWE: jax.Array | None,
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
         """(q_BLHK of length K^-1/2, k_BLHK of length 1, v_BLHP), and the last inputs."""
         taps, heads, channels = self.conv.shape
@@ -128,12 +132,14 @@ class DeltaInputs(nnx.Module):
         inputs_BLE = project("bld,dhc->blhc", x_BLD, self.qkv).reshape(batch, length, -1)
         y_BLE, past_BWE = causal_conv(
             inputs_BLE,
-            self.conv[...].reshape(taps, -1).astype(x_BLD.dtype),
-            jnp.zeros(heads * channels, x_BLD.dtype),
+            self.conv[...].reshape(taps, -1),
+            None,
             resets_BL,
             past_BWE,
+            silu=True,
+            implementation=ctx.implementation.causal_conv,
         )
-        y_BLHC = jax.nn.silu(y_BLE).reshape(batch, length, heads, channels)
+        y_BLHC = y_BLE.reshape(batch, length, heads, channels)
         q_BLHK, k_BLHK, v_BLHP = jnp.split(y_BLHC, [self.key_dim, 2 * self.key_dim], axis=-1)
         return (unit(q_BLHK, length=self.key_dim**-0.5), unit(k_BLHK), v_BLHP), past_BWE
 

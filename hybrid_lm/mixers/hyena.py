@@ -111,7 +111,9 @@ class HyenaMixer(nnx.Module):
         resets_BL = ctx.resets_BL(None if state is None else state["segment"])
         held = self.initial_state(batch, x_BLD.dtype) if state is None else state
         inputs_BLnD = project("bld,dne->blne", x_BLD, self.inputs)
-        v_BLnD, short = self._short(inputs_BLnD, resets_BL, held["short"])
+        v_BLnD, short = self._short(
+            inputs_BLnD, resets_BL, held["short"], ctx.implementation.causal_conv
+        )
         earlier = held["long"].shape[1]
         filters_MnD = self.filters(min(earlier + length, config.max_length))
         z_BLD, before = v_BLnD[:, :, 0] * v_BLnD[:, :, 1], []
@@ -157,15 +159,25 @@ class HyenaMixer(nnx.Module):
         return filters_MnD.at[0].add(self.skip[...])
 
     def _short(
-        self, inputs_BLnD: jax.Array, resets_BL: jax.Array | None, past: jax.Array
+        self,
+        inputs_BLnD: jax.Array,
+        resets_BL: jax.Array | None,
+        past: jax.Array,
+        implementation: str | None,
     ) -> tuple[jax.Array, jax.Array]:
         """The short convolutions, and the last of their inputs."""
 
         def flat(x):
-            return x.reshape(*x.shape[:-2], math.prod(x.shape[-2:])).astype(inputs_BLnD.dtype)
+            return x.reshape(*x.shape[:-2], math.prod(x.shape[-2:]))
 
-        weights = flat(self.conv[...]), flat(self.conv_bias[...])
-        v_BLE, past_BWE = causal_conv(flat(inputs_BLnD), *weights, resets_BL, flat(past))
+        v_BLE, past_BWE = causal_conv(
+            flat(inputs_BLnD),
+            flat(self.conv[...]),
+            flat(self.conv_bias[...]),
+            resets_BL,
+            flat(past),
+            implementation=implementation,
+        )
         return v_BLE.reshape(inputs_BLnD.shape), past_BWE.reshape(past.shape)
 
     def _lost_BL(self, resets_BL: jax.Array | None, state: State, length: int) -> jax.Array:

@@ -79,12 +79,13 @@ class MambaMixer(nnx.Module):
         u_BLE = project("bld,de->ble", x_BLD, self.x)
         u_BLE, conv = causal_conv(
             u_BLE,
-            self.conv[...].astype(u_BLE.dtype),
-            self.conv_bias[...].astype(u_BLE.dtype),
+            self.conv[...],
+            self.conv_bias[...],
             resets_BL,
             None if state is None else state["conv"],
+            silu=True,
+            implementation=ctx.implementation.causal_conv,
         )
-        u_BLE = jax.nn.silu(u_BLE)
         select = project("ble,er->blr", u_BLE, self.select)
         step_BLR, b_BLN, c_BLN = jnp.split(
             select, [self.rank, self.rank + self.config.state_size], axis=-1

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.causal_conv import causal_conv
+from hybrid_lm.kernels.gated_norm import gated_norm
 from hybrid_lm.kernels.ssd import ssd
 from hybrid_lm.layers import RMSNorm, fan_in, param, project, symmetric_uniform
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
@@ -95,14 +96,15 @@ class Mamba2Mixer(nnx.Module):
 
         def conv(name: str, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
             weight, bias = getattr(self, name), getattr(self, f"{name}_bias")
-            y, past = causal_conv(
+            return causal_conv(
                 inputs,
-                weight[...].astype(inputs.dtype),
-                bias[...].astype(inputs.dtype),
+                weight[...],
+                bias[...],
                 resets_BL,
                 None if state is None else state[name],
+                silu=True,
+                implementation=ctx.implementation.causal_conv,
             )
-            return jax.nn.silu(y), past
 
         x_BLE, conv_x = conv("conv_x", project("bld,de->ble", x_BLD, self.x))
         bc_BLS, conv_bc = conv("conv_bc", project("bld,ds->bls", x_BLD, self.bc))
@@ -115,16 +117,21 @@ class Mamba2Mixer(nnx.Module):
         y_BLHP, ssm = ssd(
             c_BLGN,
             b_BLGN,
-            (x_BLHP * step_BLH[..., None]).astype(x_BLD.dtype),
+            x_BLHP,
             -step_BLH * jnp.exp(self.log_a[...]),
             resets_BL,
             None if state is None else state["ssm"],
+            strength_BLH=step_BLH,
+            skip_H=self.skip[...],
             chunk_size=config.chunk_size,
             implementation=ctx.implementation.ssd,
         )
-        y_BLHP = (y_BLHP + self.skip[...][:, None] * x_BLHP).astype(x_BLD.dtype)
-        y_BLE = y_BLHP.reshape(batch, length, self.inner)
-        y_BLE = self.norm(y_BLE * jax.nn.silu(project("bld,de->ble", x_BLD, self.z)))
+        y_BLE = gated_norm(
+            y_BLHP.astype(x_BLD.dtype).reshape(batch, length, self.inner),
+            project("bld,de->ble", x_BLD, self.z),
+            self.norm.scale[...],
+            implementation=ctx.implementation.gated_norm,
+        )
         y_BLD = project("ble,ed->bld", y_BLE, self.out)
         convs = {"conv_x": conv_x, "conv_bc": conv_bc}
         return y_BLD, convs | {"ssm": ssm, "segment": ctx.last_segment_B()}

@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.bucket_attention import Rings, Shape, bucket_attention
 from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.rotary.xla import rotate
 from hybrid_lm.layers import unit
-from hybrid_lm.mixers.attention import Attention, rotate
+from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import (
     CONTINUES,
     NO_STATE,

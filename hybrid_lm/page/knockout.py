@@ -96,5 +96,4 @@ def _p(part: Knockout | Control, place: int) -> str:
     """The adjusted p value of a cell, where there is one."""
     if isinstance(part, Control) or not part.adjusted_p:
         return ""
-    p = part.adjusted_p[place]
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return show.p_value(part.adjusted_p[place])

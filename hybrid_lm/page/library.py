@@ -8,7 +8,7 @@ import vl_convert
 
 from hybrid_lm import user_cache
 from hybrid_lm.errors import UserError
-from hybrid_lm.files import write_texts
+from hybrid_lm.files import write_files
 
 
 @cache
@@ -21,5 +21,5 @@ def script() -> str:
     except OSError:
         text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     with suppress(UserError):  # it is only slower without
-        write_texts(directory, {path.name: text})
+        write_files(directory, {path.name: text})
     return text

@@ -26,7 +26,8 @@ def figure(report: Report) -> Figure | None:
             column=group.name,
             delta=group.delta_nll,
             ci95=group.ci95,
-            names={"without": group.name, "tokens that are": kind.name},
+            names={"without": group.name, "tokens that are": kind.name}
+            | ({"adjusted p": p} if (p := show.p_value(group.adjusted_p)) else {}),
         )
         for kind in classes
         for group in kind.groups
@@ -89,8 +90,21 @@ def figure(report: Report) -> Figure | None:
                     for kind in classes
                 ],
                 text_columns=2,
-            )
+            ),
+            *_p_table(report),
         ],
         caveats=caveats(report, "token_classes"),
         legend=Legend("group", names),
     )
+
+
+def _p_table(report: Report) -> list[Table]:
+    """Adjusted p values, of a report that has them."""
+    rows = [
+        [kind.name, *(show.p_value(group.adjusted_p) for group in kind.groups)]
+        for kind in report.token_classes
+    ]
+    if not any(p for _, *of_groups in rows for p in of_groups):
+        return []
+    header = ["kind", *(f"without {group.name}" for group in report.groups)]
+    return [Table("Without a group: adjusted p", header, rows)]

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from hybrid_lm.errors import UserError
-from hybrid_lm.files import write_texts
+from hybrid_lm.files import write_files
 from hybrid_lm.report.markdown import to_markdown
 from hybrid_lm.report.scalars import to_board
 from hybrid_lm.results import Report
@@ -26,7 +26,7 @@ def write(report: Report, directory: Path) -> None:
         "report.md": to_markdown(report),
         "report.html": page.render(report),
     }
-    write_texts(directory, texts)
+    write_files(directory, texts)
 
 
 def write_events(report: Report, directory: Path) -> None:

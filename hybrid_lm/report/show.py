@@ -66,6 +66,13 @@ def interval(ends: Interval, number: str = "#.4g") -> str:
     return f"{ends[0]:{number}} to {ends[1]:{number}}"
 
 
+def p_value(p: float | None) -> str:
+    """Three digits; nothing for what was not measured."""
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def perplexity(value: float) -> str:
     """Four digits."""
     return f"{value:#.4g}"

@@ -21,8 +21,8 @@ class Knockout:
     """Change that a paired test at 5% would find in 4 of 5 such sets of documents."""
     buckets: tuple[KnockoutBucket, ...]
     adjusted_p: tuple[float, ...] = ()
-    """Of every bucket, corrected for all cells group x bucket of the report; see ``correction`` of
-    the report."""
+    """Of every bucket, corrected for all cells group x bucket of this form of knock-out; see
+    ``correction`` of the report."""
 
 
 @dataclass(frozen=True)

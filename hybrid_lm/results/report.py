@@ -111,7 +111,7 @@ class Report:
     lens_entry_nll: float | None = None
     """The same through its trained map."""
     correction: str | None = None
-    """How the ``adjusted_p`` of knock-outs are corrected for the number of cells."""
+    """How every ``adjusted_p`` is corrected for the number of cells."""
     causality: Causality | None = None
     shapley: ShapleyTotal | None = None
     token_classes: tuple[TokenClass, ...] = ()

@@ -12,6 +12,8 @@ class TokenClassGroup:
     name: str
     delta_nll: float
     ci95: Interval
+    adjusted_p: float | None = None
+    """Corrected for all cells class x group of the report."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Options:
     parallel: int = 1
     """Runs at a time. With more than one, each has one GPU; on CPUs they share the cores."""
     sweep_dir: Path | None = None
-    """Directory of the runs and of sweep.md and sweep.json. None: runs/NAME."""
+    """Directory of the runs, of sweep.md, its figures and sweep.json. None: runs/NAME."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the points, their costs and what is done of them; nothing is run or written."""
 

@@ -1,4 +1,4 @@
-"""The table of a study for the terminal and as ``sweep.md`` and ``sweep.json``."""
+"""The table of a study for the terminal, and its files: ``sweep.md``, ``sweep.json``, figures."""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
+from hybrid_lm.compare.difference import Difference
 from hybrid_lm.compare.tables import DETECTABLE, change, difference_columns, position_table
 from hybrid_lm.compare.terminal import Page, notes
-from hybrid_lm.files import write_texts
+from hybrid_lm.files import write_files
 from hybrid_lm.report import show
 from hybrid_lm.report.columns import Column, markdown_of, markdown_table
 from hybrid_lm.sweep.results import GroupRow, LengthTable, PointRow, SweepResults, Unfinished
@@ -19,9 +20,21 @@ ALL = "all"
 
 
 def write(results: SweepResults, directory: Path) -> None:
-    """Write ``sweep.json`` and ``sweep.md``; raises `UserError` if they cannot be written."""
+    """Write ``sweep.json``, ``sweep.md`` and its figures.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    from hybrid_lm.sweep.figure import differences_png
+
     record = json.dumps(results.to_json(), indent=2) + "\n"
-    write_texts(directory, {"sweep.json": record, "sweep.md": to_markdown(results)})
+    figures = {
+        _figure_name(table): differences_png(results.baseline, table)
+        for table in results.tables
+        if _compared(table)
+    }
+    texts = {"sweep.json": record, "sweep.md": to_markdown(results)}
+    write_files(directory, texts | figures)
 
 
 def render(results: SweepResults) -> RenderableType:
@@ -65,7 +78,7 @@ def to_markdown(results: SweepResults) -> str:
 
 def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
     lines = [f"## {_headline(table)}", "", *markdown_of(_columns(results, table)), ""]
-    differences = [(p.name, p.difference) for p in table.points if p.difference is not None]
+    differences = _compared(table)
     if differences:
         lines += [
             f"Minus `{results.baseline}`, nats per token; negative is better.",
@@ -75,6 +88,8 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
             f"Better in: share of documents; {DETECTABLE}.",
             "",
             *position_table("position", differences),
+            "",
+            f"![Difference to {results.baseline} by position]({_figure_name(table)})",
             "",
         ]
         if table.length > table.training_length:
@@ -113,6 +128,14 @@ def _length_section(results: SweepResults, table: LengthTable) -> list[str]:
         f"over seeds and documents ({table.resamples:,} resamples).",
         "",
     ]
+
+
+def _compared(table: LengthTable) -> list[tuple[str, Difference]]:
+    return [(p.name, p.difference) for p in table.points if p.difference is not None]
+
+
+def _figure_name(table: LengthTable) -> str:
+    return f"sweep-length{table.length}.png"
 
 
 def _swap_columns(table: LengthTable) -> list[Column]:

@@ -66,6 +66,9 @@ def attention(
 
     start_BM, size_BM = jax.vmap(layout)(is_start_BL)
     offset_BM = jnp.pad(start_BM, ((0, 0), (0, 1)), constant_values=-1)
+    # Of the queries, not of the outputs: that costs a pass over memory, this is fused into theirs.
+    promise_kept_B = is_start_BL.sum(axis=1) <= max_segments
+    q_BLHK = jnp.where(promise_kept_B[:, None, None, None], q_BLHK, jnp.nan)
     y_BLHP: Any = fused.dot_product_attention(
         q_BLHK,
         k_BLGK,
@@ -80,5 +83,4 @@ def attention(
         mask_type=fused.MaskType.PADDING_CAUSAL,
         sliding_window_length=window,
     )
-    promise_kept_B = is_start_BL.sum(axis=1) <= max_segments
-    return jnp.where(promise_kept_B[:, None, None, None], y_BLHP, jnp.nan)
+    return y_BLHP

@@ -19,7 +19,8 @@ from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, decay, padded
 from hybrid_lm.kernels.pallas_triton import dot
 
 _CHUNK = 64
-_COLUMNS = 16  # of a state in one program of a walk
+_COLUMNS = (32, 16)  # of a state in one program of a walk, where there are enough programs
+_WALKS = 256  # programs of a walk that are enough
 _DIMS = (32, 64, 128, 256)
 
 
@@ -51,12 +52,19 @@ def _solve(k, v, beta, total, run, from_start, inverse, w, u, *, chunk):
     k_CK, v_CP = k[batch, tokens, head, :], v[batch, tokens, head, :]
     beta_C = beta[batch, head, tokens]
     n_CC = dot(k_CK, k_CK, trans_b=True) * _earlier(total[batch, head, tokens], run[batch, tokens])
-    inverse_CC = _inverse(beta_C[:, None] * n_CC).astype(k_CK.dtype)
-    inverse[batch, head, tokens, :] = inverse_CC
-    reads_CK = (beta_C * from_start[batch, head, tokens])[:, None] * k_CK
-    w[batch, tokens, head, :] = dot(inverse_CC, reads_CK.astype(k_CK.dtype)).astype(w.dtype)
-    writes_CP = (beta_C[:, None] * v_CP).astype(v_CP.dtype)
-    u[batch, tokens, head, :] = dot(inverse_CC, writes_CP).astype(u.dtype)
+    inverse_CC = _inverse(beta_C[:, None] * n_CC)
+    inverse[batch, head, tokens, :] = inverse_CC.astype(inverse.dtype)
+    # W and U are what every later product starts from.
+    w_CK = _exact_dot(inverse_CC * (beta_C * from_start[batch, head, tokens]), k_CK)
+    w[batch, tokens, head, :] = w_CK.astype(w.dtype)
+    u[batch, tokens, head, :] = _exact_dot(inverse_CC * beta_C, v_CP).astype(u.dtype)
+
+
+def _exact_dot(wide, half):
+    """Product of a float32 matrix and one of bfloat16, the first as a sum of two of bfloat16."""
+    high = wide.astype(half.dtype)
+    low = (wide - high.astype(jnp.float32)).astype(half.dtype)
+    return dot(high, half) + dot(low, half)
 
 
 def _pass_states(w, u, k, to_end, stays, start, last, before, writes, *, chunk, columns, chunks):
@@ -149,6 +157,7 @@ def _solve_gradients(
     dbeta_C += from_start_C * read_C
     dfrom_start[batch, head, tokens] = beta_C * read_C
 
+    dk_CK = dk_written[batch, tokens, head, :] + (beta_C * from_start_C)[:, None] * y_CK
     x_CP, y_CK = x_CP.astype(half), y_CK.astype(half)
     earlier_CC = _earlier(total[batch, head, tokens], run[batch, tokens])
     n_CC = dot(k_CK, k_CK, trans_b=True) * earlier_CC
@@ -159,7 +168,6 @@ def _solve_gradients(
     dgap_CC *= beta_C[:, None]
     dtotal[batch, head, tokens] = jnp.sum(dgap_CC, axis=1) - jnp.sum(dgap_CC, axis=0)
     dkk_CC = (dn_CC * earlier_CC * beta_C[:, None]).astype(half)
-    dk_CK = dk_written[batch, tokens, head, :] + (beta_C * from_start_C)[:, None] * y_CK
     dk_CK += dot(dkk_CC, k_CK) + dot(dkk_CC, k_CK, trans_a=True)
     dk[batch, tokens, head, :] = dk_CK.astype(dk.dtype)
 
@@ -184,7 +192,8 @@ def _by_chunk(kernel, outputs, *operands, sizes: Sizes):
 def _walk(kernel, outputs, *operands, sizes: Sizes):
     """Run a kernel from chunk to chunk; operands end with the state it starts from."""
     batch, heads, _, width = operands[-1].shape
-    columns, chunks = min(width, _COLUMNS), operands[0].shape[1] // sizes.chunk
+    fill = batch * heads * width >= _WALKS * _COLUMNS[0]
+    columns, chunks = _COLUMNS[0 if fill else 1], operands[0].shape[1] // sizes.chunk
     return pallas_triton.call(
         partial(kernel, chunk=sizes.chunk, columns=columns, chunks=chunks),
         (batch, heads, width // columns),
@@ -225,8 +234,8 @@ def _backward(sizes, residuals, cotangents):
     dwrites = _by_chunk(_read_writes, _like(v), q, k, total, run, dy, sizes=sizes)
     operands = (w, q, k, dy, dwrites, from_start, to_end, stays, dlast)
     dstart, after = _walk(_pass_cotangents, (_like(dlast), _like(before)), *operands, sizes=sizes)
-    dq, dk, dwrites, dfactors = chunked_gpu.gradients(
-        q, k, writes, factors, before, after, dy, sizes
+    dq, dk, dwrites, dfactors, _ = chunked_gpu.gradients(
+        q, k, writes, factors, before, after, dy, sizes, dk_dtype=jnp.float32
     )
     operands = (k, v, beta, total, run, from_start, inverse, w, u, before, dwrites, dk)
     outputs = (_like(k), _like(v), _like(beta), _like(total), _like(from_start))

@@ -1,13 +1,14 @@
 """The selective scan of Mamba: decay, write and read-out all depend on the token."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.diagonal_scan import reference, selective_gpu, xla
+from hybrid_lm.kernels.diagonal_scan import reference, selective_gpu, selective_tpu, xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
-from hybrid_lm.kernels.dispatch import choose
+from hybrid_lm.kernels.dispatch import choose, on_tpu
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ def selective_scan(
     wide = jnp.promote_types(u_BLE.dtype, jnp.float32)
     if initial_state_BEN is None:
         initial_state_BEN = jnp.zeros((u_BLE.shape[0], *a_EN.shape), wide)
-    obstacles = {"pallas": selective_gpu.obstacle(u_BLE, a_EN), "xla": None, "reference": None}
+    pallas = selective_tpu if on_tpu() else selective_gpu
+    obstacles = {"pallas": pallas.obstacle(u_BLE, a_EN), "xla": None, "reference": None}
     chosen = choose("selective_scan", implementation, obstacles)
-    if chosen == "pallas":
+    if chosen == "pallas" and pallas is selective_gpu:
         return selective_gpu.selective_scan(
             u_BLE,
             step_BLE,
@@ -75,17 +77,19 @@ def selective_scan(
             skip_E=skip_E,
             gate_BLE=gate_BLE,
         )
-    x = {"u": u_BLE, "step": step_BLE, "b": b_BLN, "c": c_BLN}
-    x = {name: value.astype(wide) for name, value in x.items()}
     if step_bias_E is not None:
-        x["step"] = jax.nn.softplus(x["step"] + step_bias_E)
-    recurrence = _Selective(a_EN.astype(wide))
-    if chosen == "reference":
-        y_BLE, h_BEN = reference.scan(recurrence, x, resets_BL, initial_state_BEN)
+        step_BLE = jax.nn.softplus(step_BLE.astype(wide) + step_bias_E)
+    if chosen == "pallas":
+        y_BLE, h_BEN = selective_tpu.selective_scan(
+            u_BLE, step_BLE, a_EN, b_BLN, c_BLN, resets_BL, initial_state_BEN
+        )
     else:
-        y_BLE, h_BEN = xla.scan(recurrence, x, resets_BL, initial_state_BEN, chunk_size=chunk_size)
+        x = {"u": u_BLE, "step": step_BLE, "b": b_BLN, "c": c_BLN}
+        x = {name: value.astype(wide) for name, value in x.items()}
+        scan = partial(xla.scan, chunk_size=chunk_size) if chosen == "xla" else reference.scan
+        y_BLE, h_BEN = scan(_Selective(a_EN.astype(wide)), x, resets_BL, initial_state_BEN)
     if skip_E is not None:
-        y_BLE += skip_E * x["u"]
+        y_BLE += skip_E * u_BLE
     if gate_BLE is not None:
         y_BLE *= jax.nn.silu(gate_BLE.astype(wide))
     return y_BLE.astype(u_BLE.dtype), h_BEN

@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.causal_conv import causal_conv
+from hybrid_lm.kernels.causal_conv.xla import causal_conv
 from hybrid_lm.kernels.long_conv import reference
 from hybrid_lm.kernels.long_conv.circular import circular, in_turn
 from hybrid_lm.kernels.precision import einsum_f32
@@ -67,7 +67,7 @@ def long_conv(
     near_WD, zero_D = filter_MD[:NEAR][::-1], jnp.zeros_like(filter_MD[0])
     padded = jnp.pad(past_BSD, ((0, 0), (NEAR, 0), (0, 0)))
     near_past = padded[:, padded.shape[1] - len(near_WD) + 1 :]
-    y_BLD, _ = causal_conv(u_BLD, near_WD, zero_D, resets_BL, near_past)
+    y_BLD, _ = causal_conv(u_BLD, near_WD, zero_D, resets_BL, near_past, silu=False)
     if taps <= NEAR:
         return y_BLD
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import chunked_gpu, pallas_triton
-from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, padded
+from hybrid_lm.kernels.chunked_gpu import Factors, Scales, Sizes, padded
 from hybrid_lm.kernels.pallas_triton import dot
+from hybrid_lm.kernels.remat import keep
 
 _CHUNK = 64
 _COLUMNS = 64  # of a state in one program of the walk
@@ -90,25 +91,26 @@ def _walk(k, v, weight, stays, start_BHNP, spans: int, sizes: Sizes, *, reverse:
     return states, last[:, 0 if reverse else -1]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _ssd(q, k, v, factors: Factors, start_BHNP, spans: int, sizes: Sizes):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _ssd(q, k, v, factors: Factors, scales: Scales | None, start_BHNP, spans: int, sizes: Sizes):
     """Outputs in the dtype of v, and the last state."""
-    return _ssd_forward(q, k, v, factors, start_BHNP, spans, sizes)[0]
+    return _ssd_forward(q, k, v, factors, scales, start_BHNP, spans, sizes)[0]
 
 
-def _ssd_forward(q, k, v, factors, start_BHNP, spans, sizes):
-    writes = (k, v, factors.to_end, factors.stays)
-    before, last = _walk(*writes, start_BHNP, spans, sizes, reverse=False)
-    y = chunked_gpu.outputs(q, k, v, factors, before, sizes)
-    return (y, last), (q, k, v, factors, before)
+def _ssd_forward(q, k, v, factors, scales, start_BHNP, spans, sizes):
+    weight = factors.to_end if scales is None else factors.to_end * scales.strength
+    before, last = _walk(k, v, weight, factors.stays, start_BHNP, spans, sizes, reverse=False)
+    before = keep(before)
+    y = keep(chunked_gpu.outputs(q, k, v, factors, before, sizes, scales))
+    return (y, last), (q, k, v, factors, scales, before)
 
 
 def _ssd_backward(spans, sizes, residuals, cotangents):
-    q, k, v, factors, before = residuals
+    q, k, v, factors, scales, before = residuals
     dy, dlast = cotangents
     reads = (q, dy, factors.from_start, factors.stays)
     after, dstart = _walk(*reads, dlast, spans, sizes, reverse=True)
-    return *chunked_gpu.gradients(q, k, v, factors, before, after, dy, sizes), dstart
+    return *chunked_gpu.gradients(q, k, v, factors, before, after, dy, sizes, scales), dstart
 
 
 _ssd.defvjp(_ssd_forward, _ssd_backward)
@@ -129,6 +131,8 @@ def ssd(
     log_decay_BLH: jax.Array | None,
     resets_BL: jax.Array | None,
     initial_state_BHNP: jax.Array,
+    strength_BLH: jax.Array | None = None,
+    skip_H: jax.Array | None = None,
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -149,6 +153,13 @@ def ssd(
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
     factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK)
     sizes = Sizes(_CHUNK, share, parts, interpret)
-    operands = (pad(q_BLGN), pad(k_BLGN), v, factors, initial_state_BHNP)
+    scales = None
+    if strength_BLH is not None or skip_H is not None:
+        if strength_BLH is None:
+            strength_BLH = jnp.ones((batch, length, heads), jnp.float32)
+        if skip_H is None:
+            skip_H = jnp.zeros(heads, jnp.float32)
+        scales = Scales(jnp.moveaxis(pad(strength_BLH), 2, 1), skip_H)
+    operands = (pad(q_BLGN), pad(k_BLGN), v, factors, scales, initial_state_BHNP)
     y, last = _ssd(*operands, spans, sizes)  # pyright: ignore[reportGeneralTypeIssues]
     return y[:, :length].astype(jnp.float32), last

@@ -1,0 +1,115 @@
+"""One pass over memory forward and one backward, as Pallas kernels (Triton backend).
+
+A program takes some rows after another; the gradient of the scale is summed in its registers, and
+over programs by XLA, in a fixed order.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from hybrid_lm.kernels import pallas_triton
+
+_ROWS = 64  # of a program
+_TILE = 1024  # channels of rows taken at a time: a row of them needs no sums over rows
+_WARPS = 4
+_WIDTHS = (128, 256, 512, 1024, 2048, 4096)
+
+
+def _gate(y, z, tokens):
+    """y, z and sigmoid(z) of some rows, float32."""
+    y_TE, z_TE = y[tokens, :].astype(jnp.float32), z[tokens, :].astype(jnp.float32)
+    return y_TE, z_TE, 1 / (1 + jnp.exp(-z_TE))
+
+
+def _forward_kernel(y, z, scale, out, *, tile, epsilon):
+    first = pl.program_id(0) * _ROWS
+
+    def rows(i, _):
+        tokens = pl.ds(first + i * tile, tile)
+        y_TE, z_TE, sigmoid_TE = _gate(y, z, tokens)
+        u_TE = y_TE * z_TE * sigmoid_TE
+        inverse_T = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)
+        out[tokens, :] = (u_TE * inverse_T[:, None] * scale[...][None, :]).astype(out.dtype)
+
+    jax.lax.fori_loop(0, _ROWS // tile, rows, None)
+
+
+def _backward_kernel(y, z, scale, dout, dy, dz, dscale, *, tile, epsilon):
+    program = pl.program_id(0)
+
+    def rows(i, dscale_E):
+        tokens = pl.ds(program * _ROWS + i * tile, tile)
+        y_TE, z_TE, sigmoid_TE = _gate(y, z, tokens)
+        silu_TE = z_TE * sigmoid_TE
+        u_TE = y_TE * silu_TE
+        inverse_T1 = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)[:, None]
+        normed_TE, dout_TE = u_TE * inverse_T1, dout[tokens, :].astype(jnp.float32)
+        dnormed_TE = dout_TE * scale[...][None, :]
+        share_T1 = jnp.mean(dnormed_TE * normed_TE, axis=1)[:, None]
+        du_TE = inverse_T1 * (dnormed_TE - normed_TE * share_T1)
+        dy[tokens, :] = (du_TE * silu_TE).astype(dy.dtype)
+        dz_TE = du_TE * y_TE * (sigmoid_TE + silu_TE * (1 - sigmoid_TE))
+        dz[tokens, :] = dz_TE.astype(dz.dtype)
+        return dscale_E + jnp.sum(dout_TE * normed_TE, axis=0)
+
+    zeros_E = jnp.zeros(y.shape[1], jnp.float32)
+    dscale[program, :] = jax.lax.fori_loop(0, _ROWS // tile, rows, zeros_E)
+
+
+def _call(kernel, outputs, *operands, epsilon, interpret):
+    rows, width = operands[0].shape
+    return pallas_triton.call(
+        partial(kernel, tile=min(max(_TILE // width, 1), _ROWS), epsilon=epsilon),
+        (rows // _ROWS,),
+        outputs,
+        *operands,
+        warps=_WARPS,
+        interpret=interpret,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _gated_norm(y_TE, z_TE, scale_E, epsilon, interpret):
+    out = jax.ShapeDtypeStruct(y_TE.shape, y_TE.dtype)
+    operands = (y_TE, z_TE, scale_E)
+    return _call(_forward_kernel, out, *operands, epsilon=epsilon, interpret=interpret)
+
+
+def _forward(*arguments):
+    return _gated_norm(*arguments), arguments[:3]
+
+
+def _backward(epsilon, interpret, operands, dout_TE):
+    y_TE, z_TE, _ = operands
+    parts = jax.ShapeDtypeStruct((y_TE.shape[0] // _ROWS, y_TE.shape[1]), jnp.float32)
+    outputs = (*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (y_TE, z_TE)), parts)
+    dy_TE, dz_TE, dscale_PE = _call(
+        _backward_kernel, outputs, *operands, dout_TE, epsilon=epsilon, interpret=interpret
+    )
+    return dy_TE, dz_TE, dscale_PE.sum(0)
+
+
+_gated_norm.defvjp(_forward, _backward)
+
+
+def obstacle(y_BLE: jax.Array) -> str | None:
+    """Why the kernels cannot run on these operands; None if they can."""
+    if y_BLE.shape[-1] not in _WIDTHS:
+        return f"{y_BLE.shape[-1]} channels"
+    return pallas_triton.obstacle(y_BLE)
+
+
+def gated_norm(y_BLE, z_BLE, scale_E, epsilon: float, *, interpret: bool = False) -> jax.Array:
+    """See `hybrid_lm.kernels.gated_norm.gated_norm`; any B and L."""
+
+    def rows(a_BLE):
+        a_TE = a_BLE.reshape(-1, a_BLE.shape[-1])
+        return jnp.pad(a_TE, ((0, -a_TE.shape[0] % _ROWS), (0, 0)))
+
+    out_TE: Any = _gated_norm(rows(y_BLE), rows(z_BLE), scale_E, epsilon, interpret)
+    batch, length, width = y_BLE.shape
+    return out_TE[: batch * length].reshape(batch, length, width)

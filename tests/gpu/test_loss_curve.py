@@ -1,0 +1,57 @@
+"""Training in bf16 through the kernels follows training in float32 through XLA, step by step.
+
+On the documents that HYBRID_LM_BOOKS names (as --data.source would), else the default corpus.
+"""
+
+import os
+from dataclasses import fields, replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from hybrid_lm import config as configs
+from hybrid_lm.data.config import DataConfig
+from hybrid_lm.data.pipeline import train_batches
+from hybrid_lm.data.prepare import prepare
+from hybrid_lm.kernels.dispatch import Implementation
+from hybrid_lm.model import Model
+from hybrid_lm.optimizer import make_optimizer
+from hybrid_lm.step import abstract_batch, abstract_state, init_state, make_step
+
+STEPS, ROWS, LENGTH = 200, 4, 2048
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+
+
+def losses(corpus, **options) -> np.ndarray:
+    """Of every step of a run of the benchmark's hybrid."""
+    config = configs.load("exp/bench_step.py:hybrid-8k")
+    train = replace(config.train, steps=STEPS, length=LENGTH, batch_size=ROWS, **options)
+    config = replace(config, train=train)
+    model = Model(config.model, corpus.vocab_size)
+    optimizer = make_optimizer(config.optimizer, STEPS, model.decays)
+    mesh = config.mesh.build()
+    batches = train_batches(
+        corpus, length=LENGTH, batch_size=ROWS, pack=True, max_segments=8, seed=0
+    )
+    with jax.set_mesh(mesh):
+        state_like = abstract_state(model, optimizer, mesh)
+        step = jax.jit(make_step(model, optimizer, config), donate_argnums=0)
+        compiled = step.lower(state_like, abstract_batch(config, mesh)).compile()
+        state = jax.jit(lambda: init_state(model, optimizer, jax.random.key(0)))()
+        found = []
+        for _ in range(STEPS):
+            state, metrics = compiled(state, jax.device_put(next(batches)))
+            found.append(metrics.loss)
+    return np.asarray(jax.device_get(found))
+
+
+def test_bf16_kernels_follow_float32_xla(tmp_path):
+    source = os.environ.get("HYBRID_LM_BOOKS", "stdlib")
+    corpus = prepare(DataConfig(source=source, cache_dir=str(tmp_path)))
+    everywhere: Any = {field.name: "xla" for field in fields(Implementation)}
+    xla = Implementation(**everywhere)
+    exact = losses(corpus, dtype="float32", implementation=xla, unroll=False)
+    ours = losses(corpus)
+    np.testing.assert_allclose(ours, exact, rtol=0.005)

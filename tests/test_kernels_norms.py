@@ -1,0 +1,79 @@
+"""Norms of blocks, of Mamba-2, of queries and keys: the kernels equal the definition, and lower."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_lm.kernels.gated_norm import gpu as gated_gpu
+from hybrid_lm.kernels.gated_norm import xla as gated_xla
+from hybrid_lm.kernels.residual_norm import gpu as residual_gpu
+from hybrid_lm.kernels.residual_norm import xla as residual_xla
+from hybrid_lm.kernels.rotary import gpu as rotary_gpu
+from hybrid_lm.kernels.rotary import xla as rotary_xla
+from tests.lowering import count_triton_kernels
+
+
+def of(shape: tuple[int, ...], rows: int) -> list[jax.Array]:
+    """So many arrays of the shape, and one of its last dimension."""
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=s), jnp.float32) for s in [shape] * rows + [shape[-1:]]]
+
+
+def values_and_gradients(run, inputs, cotangents):
+    values, pull = jax.vjp(lambda *x: run(*x, 1e-6), *inputs)
+    return values, pull(cotangents)
+
+
+def assert_same(gots, wants):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-5), gots, wants)
+
+
+def test_gated_norm_equals_the_definition_values_and_gradients():
+    """Also where the rows do not fill the last program."""
+    y, z, dout, scale = of((3, 43, 128), 3)
+    wants = values_and_gradients(gated_xla.gated_norm, (y, z, scale), dout)
+    kernels = partial(gated_gpu.gated_norm, interpret=True)
+    assert_same(values_and_gradients(kernels, (y, z, scale), dout), wants)
+
+
+def test_residual_norm_equals_the_definition_values_and_gradients():
+    x, dresidual, dnormed, scale = of((2, 64, 128), 3)
+
+    def definition(x, scale, epsilon):
+        return x, residual_xla.rms_norm(x, scale, epsilon)
+
+    wants = values_and_gradients(definition, (x, scale), (dresidual, dnormed))
+    kernel = partial(residual_gpu.residual_norm, interpret=True)
+    assert_same(values_and_gradients(kernel, (x, scale), (dresidual, dnormed)), wants)
+
+
+def test_rotary_equals_the_definition_values_and_gradients():
+    x, dout, scale = of((2, 64, 3, 32), 2)
+    positions_BL = jnp.arange(128, dtype=jnp.int32).reshape(2, 64)
+
+    def run(op, **options):
+        def rotated(x, scale, epsilon):
+            return op(x, scale, positions_BL, 1e4, epsilon, **options)
+
+        return values_and_gradients(rotated, (x, scale), dout)
+
+    wants = run(rotary_xla.norm_and_rotate)
+    assert_same(run(rotary_gpu.norm_and_rotate, interpret=True), wants)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_they_lower_for_cuda():
+    y, z, dout, scale = of((1, 64, 1024), 3)
+    gated = partial(values_and_gradients, gated_gpu.gated_norm)
+    assert count_triton_kernels(gated, (y, z, scale), dout) == 2
+    x, dx, head_scale = of((1, 64, 3, 32), 2)
+
+    def rotary(x, scale, epsilon):
+        return rotary_gpu.norm_and_rotate(x, scale, jnp.zeros((1, 64), jnp.int32), 1e4, epsilon)
+
+    assert count_triton_kernels(partial(values_and_gradients, rotary), (x, head_scale), dx) == 2
+    residual = partial(values_and_gradients, residual_gpu.residual_norm)
+    assert count_triton_kernels(residual, (y, scale), (z, dout)) == 1
