@@ -87,7 +87,14 @@ def _selective_scan(batch, length, inner, states) -> Case:
     def run(u, step, log_a, b, c, implementation):
         bias_E = jnp.full(inner, -2.0)
         return selective_scan(
-            u, step, -jnp.exp(log_a), b, c, step_bias_E=bias_E, implementation=implementation
+            u,
+            step,
+            -jnp.exp(log_a),
+            b,
+            c,
+            step_bias_E=bias_E,
+            out_dtype=u.dtype,
+            implementation=implementation,
         )[0]
 
     def operands(scale):

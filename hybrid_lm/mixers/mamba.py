@@ -101,6 +101,7 @@ class MambaMixer(nnx.Module):
             step_bias_E=self.step_bias[...],
             skip_E=self.skip[...],
             gate_BLE=project("bld,de->ble", x_BLD, self.z),
+            out_dtype=x_BLD.dtype,
             chunk_size=self.config.chunk_size,
             implementation=ctx.implementation.selective_scan,
         )

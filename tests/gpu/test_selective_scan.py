@@ -26,7 +26,7 @@ def values_and_gradients(scan):
         def values(x):
             required = [x[name] for name in ("u", "step", "a", "b", "c")]
             fused = {name: value for name, value in x.items() if name.endswith(("_E", "_BLE"))}
-            return scan(*required, resets_BL, x["initial"], **fused)
+            return scan(*required, resets_BL, x["initial"], out_dtype=x["u"].dtype, **fused)
 
         y, pull = jax.vjp(values, x)
         return y, pull((cotangents[0].astype(y[0].dtype), cotangents[1]))

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hybrid_lm.kernels.diagonal_scan import reference, selective_gpu, selective_tpu, xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
@@ -37,6 +38,7 @@ def selective_scan(
     step_bias_E: jax.Array | None = None,
     skip_E: jax.Array | None = None,
     gate_BLE: jax.Array | None = None,
+    out_dtype: DTypeLike | None = None,
     chunk_size: int = 32,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -54,9 +56,10 @@ def selective_scan(
         initial_state_BEN: state before the first token; None is zero.
         skip_E: D; None is zero.
         gate_BLE: z; None is no gate.
+        out_dtype: of y; None is float32 (or float64).
 
     Returns:
-        y_BLE in the dtype of u, and the state after the last token, float32 (or float64).
+        y_BLE and the state after the last token, float32 (or float64).
     """
     wide = jnp.promote_types(u_BLE.dtype, jnp.float32)
     if initial_state_BEN is None:
@@ -76,6 +79,7 @@ def selective_scan(
             step_bias_E=step_bias_E,
             skip_E=skip_E,
             gate_BLE=gate_BLE,
+            out_dtype=out_dtype,
         )
     if step_bias_E is not None:
         step_BLE = jax.nn.softplus(step_BLE.astype(wide) + step_bias_E)
@@ -92,4 +96,4 @@ def selective_scan(
         y_BLE += skip_E * u_BLE
     if gate_BLE is not None:
         y_BLE *= jax.nn.silu(gate_BLE.astype(wide))
-    return y_BLE.astype(u_BLE.dtype), h_BEN
+    return y_BLE.astype(out_dtype or wide), h_BEN

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.diagonal_scan import selective_backward, selective_forward
@@ -74,20 +75,20 @@ def _pass_on(decay, end, start, *, reverse):
     return jnp.concatenate(parts[::-1] if reverse else parts, axis=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _scan(x, h0, pieces, interpret):
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _scan(x, h0, out_dtype, pieces, interpret):
     """The scan of padded operands: ``x`` as in `walk`, without ``start``; h0 [B, N, E]."""
-    return _forward(x, h0, pieces, interpret, save=False)[0]
+    return _forward(x, h0, out_dtype, pieces, interpret, save=False)[0]
 
 
-def _forward(x, h0, pieces, interpret, save=True):
+def _forward(x, h0, out_dtype, pieces, interpret, save=True):
     grid = _Grid(x, pieces, interpret)
     before = h0[:, None]
     if pieces > 1:
         ends = {"end": grid.per_piece(), "decay": grid.per_piece()}
         first = grid.forward(x | {"start": None}, ends)
         before = _pass_on(first["decay"], first["end"], h0, reverse=False)
-    outputs = {"out": jax.ShapeDtypeStruct(x["u"].shape, x["u"].dtype), "end": grid.per_piece()}
+    outputs = {"out": jax.ShapeDtypeStruct(x["u"].shape, out_dtype), "end": grid.per_piece()}
     if save:
         rounds = grid.length // selective_forward.TOKENS
         outputs["saved"] = grid.f32(grid.batch, rounds, grid.states, grid.inner)
@@ -95,7 +96,8 @@ def _forward(x, h0, pieces, interpret, save=True):
     return (y["out"], y["end"][:, -1]), (x, y.get("saved"))
 
 
-def _backward(pieces, interpret, residuals, cotangents):
+def _backward(out_dtype, pieces, interpret, residuals, cotangents):
+    del out_dtype
     x, saved = residuals
     dout, dlast = cotangents
     grid = _Grid(x, pieces, interpret)
@@ -163,6 +165,7 @@ def selective_scan(
     step_bias_E: jax.Array | None = None,
     skip_E: jax.Array | None = None,
     gate_BLE: jax.Array | None = None,
+    out_dtype: DTypeLike | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.diagonal_scan.selective.selective_scan`; any L, any E, N <= 64."""
@@ -197,5 +200,7 @@ def selective_scan(
         "gate": pad(gate_BLE, 0, tokens, idle),
     }
     h0_BNE = pad(h0_BEN.astype(jnp.float32).swapaxes(1, 2), 0, extra, idle)
-    y_BLE, h_BNE = _scan(x, h0_BNE, pieces, interpret)  # pyright: ignore[reportGeneralTypeIssues]
+    y_BLE, h_BNE = _scan(  # pyright: ignore[reportGeneralTypeIssues]
+        x, h0_BNE, jnp.dtype(out_dtype or jnp.float32), pieces, interpret
+    )
     return y_BLE[:, :length, :inner], h_BNE[:, : a_EN.shape[1], :inner].swapaxes(1, 2)
