@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from hybrid_lm.kernels import pallas_triton
 
 LOG2_E = 1.4426950408889634
-MIN_STATES = 4
 _PROGRAM_STATES = 512  # that one lane of each warp would hold
 
 
