@@ -16,9 +16,11 @@ from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.delta_rule import delta_rule
-from hybrid_lm.kernels.diagonal_scan import selective_scan
+from hybrid_lm.kernels.diagonal_scan import s4d_scan, selective_scan
+from hybrid_lm.kernels.s4 import discretise, s4
 from hybrid_lm.kernels.ssd import ssd
 from hybrid_lm.layers import unit
+from hybrid_lm.mixers.s4 import hippo_legs
 
 TOLERANCE = 0.005
 """Relative RMSE, per output and gradient, of bf16 inputs against the float32 reference."""
@@ -106,6 +108,38 @@ def _selective_scan(batch, length, inner, states) -> Case:
     return Case(run, operands, ("pallas", "xla"), 7.0 * batch * length * inner * states)
 
 
+def _s4d(batch, length, width, pairs) -> Case:
+    def run(u, log_rate, frequency, c_real, c_imag, implementation):
+        log_decay = jax.lax.complex(-jnp.exp(log_rate - 4), frequency)
+        c = jax.lax.complex(c_real, c_imag)
+        return s4d_scan(u, log_decay, c, implementation=implementation)[0].astype(u.dtype)
+
+    def operands(scale):
+        (u,) = _normal((batch, length // scale, width))
+        return u, *_normal(*[(width, pairs)] * 4, dtype=jnp.float32)
+
+    # A complex product, a real sum, and the real part of a product, per state.
+    return Case(run, operands, ("pallas", "xla"), 11.0 * batch * length * width * pairs)
+
+
+def _s4(batch, length, width, pairs) -> Case:
+    legs = [jnp.asarray(v_N, jnp.complex64) for v_N in hippo_legs(2 * pairs)]
+
+    def run(u, log_step, c_real, c_imag, implementation):
+        a, p, b = (jnp.broadcast_to(v_N, (width, pairs)) for v_N in legs)
+        c = jax.lax.complex(c_real, c_imag)
+        system = discretise(a, p, b, c, jnp.exp(log_step / 2 - 5))
+        return s4(u, system, implementation=implementation)[0].astype(u.dtype)
+
+    def operands(scale):
+        (u,) = _normal((batch, length // scale, width))
+        shapes = (width,), (width, pairs), (width, pairs)
+        return u, *_normal(*shapes, dtype=jnp.float32)
+
+    # S4D's, and a product of a row and one of a column with the states.
+    return Case(run, operands, ("pallas", "xla"), 22.0 * batch * length * width * pairs)
+
+
 def _ssd(batch, length, heads, value_dim, states, groups, decays=True) -> Case:
     def run(q, k, v, log_decay, implementation):
         log_decay = -jax.nn.softplus(log_decay.astype(jnp.float32) - 3)
@@ -146,6 +180,8 @@ def _delta_rule(batch, length, heads, key_dim, value_dim) -> Case:
 CASES = {
     "selective scan B2 L8192 E4096 N16": _selective_scan(2, 8192, 4096, 16),
     "selective scan B1 L65536 E1024 N16": _selective_scan(1, 65536, 1024, 16),
+    "s4d B4 L8192 D1024 N64": _s4d(4, 8192, 1024, 32),
+    "s4 B4 L8192 D1024 N64": _s4(4, 8192, 1024, 32),
     "ssd B2 L8192 H64 P64 N128": _ssd(2, 8192, 64, 64, 128, 1),
     "linear attention B4 L8192 H16 K128 P128": _ssd(4, 8192, 16, 128, 128, 16, decays=False),
     "gated delta rule B4 L8192 H16 K128 P128": _delta_rule(4, 8192, 16, 128, 128),

@@ -31,17 +31,24 @@ class Implementation:
     in XLA, or step by step."""
     selective_scan: Literal["pallas", "xla", "reference"] | None = None
     """Mamba's recurrence: GPU or TPU kernels, two-level scan over chunks, or step by step."""
-    s4d_scan: Literal["xla", "reference"] | None = None
-    """S4D's recurrence: Toeplitz matrices and a scan over chunks, or step by step."""
+    s4d_scan: Literal["pallas", "xla", "reference"] | None = None
+    """S4D's recurrence: GPU kernels, Toeplitz matrices and a scan over chunks in XLA, or step by
+    step."""
     delta_rule: Literal["pallas", "xla", "reference"] | None = None
     """Delta rule, gated or not: GPU kernels (bf16), chunks by the UT transform in XLA, or step by
     step."""
-    s4: Literal["xla", "reference"] | None = None
-    """S4's recurrence: convolution in chunks, or step by step."""
+    s4: Literal["pallas", "xla", "reference"] | None = None
+    """S4's recurrence: GPU kernels (bf16), convolution in chunks in XLA, or step by step."""
     long_conv: Literal["xla", "reference"] | None = None
     """Convolution with a long filter: blocks that double, by FFT, or step by step."""
-    gla: Literal["xla", "reference"] | None = None
-    """Linear attention whose key channels decay apart: chunked matrix products, or step by step."""
+    gla: Literal["pallas", "xla", "reference"] | None = None
+    """Linear attention whose key channels decay apart: GPU kernels (bf16), chunked matrix products
+    in XLA, or step by step."""
+    pseudo_inverse: Literal["pallas", "xla", "reference"] | None = None
+    """Nyström's inverse: GPU kernels (bf16), or matrix products in XLA, in the order that rounds
+    least or in the paper's."""
+    block_scan: Literal["pallas", "xla", "reference"] | None = None
+    """What finished blocks leave behind (Linformer, Nyström): GPU kernels, or associative scans."""
     gated_norm: Literal["pallas", "xla", "reference"] | None = None
     """Gate and norm after Mamba-2's recurrence: a GPU kernel each way, or the definition (as xla
     and as reference)."""

@@ -72,12 +72,15 @@ def dot(
     trans_a: bool = False,
     trans_b: bool = False,
     tf32: bool = False,
+    split: bool = False,
 ) -> jax.Array:
     """Product of two matrices, summed in float32.
 
-    float32 operands take full float32 products, or those of TF32 (11 bits) on the matrix units.
+    float32 operands take full float32 products, or those of TF32 (11 bits) on the matrix units, or
+    (``split``, not on a CPU) three of TF32, of numbers split in two parts (some 22 bits).
     """
     exact = jax.lax.Precision.HIGH if tf32 else jax.lax.Precision.HIGHEST
+    exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if split else exact
     return jax.lax.dot_general(
         a,
         b,

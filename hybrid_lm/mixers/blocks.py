@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybrid_lm.errors import UserError
+from hybrid_lm.kernels.attention.masked import masked_attention
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.mixers.base import NO_STATE, Context, State
 from hybrid_lm.mixers.heads import HeadsMixer
@@ -158,51 +159,50 @@ class Blocks:
         return ended_Bn, left_Bn[:, -1] + jnp.where(from_before, came_Bn[:, -1], 0)
 
 
-def carry(keeps: jax.Array, written: jax.Array, start: jax.Array) -> jax.Array:
-    """``s_i = s_{i-1} + written_i`` where ``keeps_i``, else ``written_i`` -> [B, n + 1, ...] from
-    ``start`` on; ``keeps`` may lack dimensions at the end.
+class Slots(NamedTuple):
+    """What stands for finished blocks: keys, values and which of them are in use.
+
+    ``bias`` is added to the scores of all.
     """
 
-    def combine(left, right):
-        kept = jnp.where(like(right[0], right[1]), left[1], 0)
-        return left[0] & right[0], kept + right[1]
-
-    keeps = jnp.concatenate([jnp.ones_like(keeps[:, :1]), keeps], axis=1)
-    written = jnp.concatenate([start[:, None], written], axis=1)
-    return jax.lax.associative_scan(combine, (keeps, written), axis=1)[1]
+    k_BnMHK: jax.Array
+    v_BnMHP: jax.Array
+    used_BnM: jax.Array
+    bias: float = 0.0
 
 
-class Slots(NamedTuple):
-    """What stands for finished blocks: keys, values and an addend to their scores."""
-
-    k_BnHMK: jax.Array
-    v_BnHMP: jax.Array
-    bias_BnM: jax.Array
-    """-inf where a slot is empty."""
-
-
-def attend(q_BnCHK: jax.Array, kv_BnW2HK: jax.Array, blocks: Blocks, slots: Slots) -> jax.Array:
+def attend(
+    q_BnCHK: jax.Array,
+    kv_BnW2HK: jax.Array,
+    blocks: Blocks,
+    slots: Slots,
+    implementation: str | None,
+) -> jax.Array:
     """Causal softmax attention to slots and to the tokens of the own block -> y_BnCHP.
 
     The slots, one entry more than chunks, are those after each chunk's finished block.
+    ``implementation``: see `masked_attention`.
     """
-    before = Slots(*(x[:, :-1] for x in slots))
-    after = Slots(*(x[:, 1:] for x in slots))
-    dtype = q_BnCHK.dtype
-    own = einsum_f32("bnchk,bnwhk->bnhcw", q_BnCHK, kv_BnW2HK[:, :, :, 0])
-    scores = [jnp.where(blocks.own_BnCW[:, :, None], own * q_BnCHK.shape[-1] ** -0.5, -jnp.inf)]
-    for seen, sees_BnC in ((before, blocks.before_BnC), (after, blocks.after_BnC)):
-        bias = jnp.where(sees_BnC[:, :, None, :, None], seen.bias_BnM[:, :, None, None], -jnp.inf)
-        dots = einsum_f32("bnchk,bnhmk->bnhcm", q_BnCHK, seen.k_BnHMK.astype(dtype))
-        scores.append(dots * q_BnCHK.shape[-1] ** -0.5 + bias)
-    width, slot_count = own.shape[-1], before.bias_BnM.shape[-1]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)
-    cuts = [width, width + slot_count]
-    own_weights, before_weights, after_weights = jnp.split(weights, cuts, axis=-1)
-    y = einsum_f32("bnhcw,bnwhp->bnchp", own_weights, kv_BnW2HK[:, :, :, 1])
-    y += einsum_f32("bnhcm,bnhmp->bnchp", before_weights, before.v_BnHMP.astype(dtype))
-    y += einsum_f32("bnhcm,bnhmp->bnchp", after_weights, after.v_BnHMP.astype(dtype))
-    return y.astype(dtype)
+
+    def with_slots(x_BnWHK, slots_BnMHK):
+        slots_BnMHK = slots_BnMHK.astype(x_BnWHK.dtype)
+        x_BnSHK = jnp.concatenate([x_BnWHK, slots_BnMHK[:, :-1], slots_BnMHK[:, 1:]], axis=2)
+        return x_BnSHK.reshape(-1, *x_BnSHK.shape[2:])
+
+    before_BnCM = blocks.before_BnC[..., None] & slots.used_BnM[:, :-1, None]
+    after_BnCM = blocks.after_BnC[..., None] & slots.used_BnM[:, 1:, None]
+    sees_BnCS = jnp.concatenate([blocks.own_BnCW, before_BnCM, after_BnCM], axis=-1)
+    bias_S = jnp.where(jnp.arange(sees_BnCS.shape[-1]) < kv_BnW2HK.shape[2], 0.0, slots.bias)
+    sees_BCS = sees_BnCS.reshape(-1, *sees_BnCS.shape[2:])
+    y_BCHP = masked_attention(
+        q_BnCHK.reshape(-1, *q_BnCHK.shape[2:]),
+        with_slots(kv_BnW2HK[:, :, :, 0], slots.k_BnMHK),
+        with_slots(kv_BnW2HK[:, :, :, 1], slots.v_BnMHP),
+        sees_BCS,
+        jnp.broadcast_to(bias_S, sees_BCS.shape) if slots.bias else None,
+        implementation=implementation,
+    )
+    return y_BCHP.reshape(q_BnCHK.shape)
 
 
 def documents(ctx: Context) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.block_scan import carry
+from hybrid_lm.kernels.precision import einsum_f32, einsum_half
 from hybrid_lm.layers import param, project
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
@@ -16,7 +17,6 @@ from hybrid_lm.mixers.blocks import (
     Slots,
     attend,
     attend_to_documents,
-    carry,
     documents,
     like,
 )
@@ -85,16 +85,19 @@ class LinformerMixer(BlocksMixer):
         blocks = Blocks(config.block_size, length, resets_BL, held["seen"])
         factors = self._factors(blocks.place_BnC, q_BLHK.dtype)
         members = blocks.members_BnC2[..., None, None, None].astype(q_BLHK.dtype)
-        sums = einsum_f32(
+        sums = einsum_half(
             "bncxzhm,bnczhk->bnxzhmk", factors[:, :, :, None] * members, blocks.cut(kv_BL2HK)
         )
         ended, open_ = blocks.finish(sums, held["open"])
-        totals = carry(~blocks.firsts_Bn, ended, held["slots"])
+        named = ctx.implementation.block_scan
+        totals = carry(~blocks.firsts_Bn, ended, held["slots"], implementation=named)
         mean = totals / like(jnp.maximum(blocks.counts_Bn, 1), totals)
-        bias_BnM = jnp.zeros((*blocks.counts_Bn.shape, config.slots), mean.dtype)
+        mean = jnp.swapaxes(mean, 3, 4).astype(q_BLHK.dtype)
+        used_BnM = jnp.ones((*blocks.counts_Bn.shape, config.slots), bool)
         kv_BnW2HK, past = blocks.windows(kv_BL2HK, held["kv"])
-        slots = Slots(mean[:, :, 0], mean[:, :, 1], bias_BnM)
-        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots)
+        slots = Slots(mean[:, :, 0], mean[:, :, 1], used_BnM)
+        named = ctx.implementation.attention
+        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots, named)
         y_BLHK = y_BnCHK.reshape(batch, -1, *q_BLHK.shape[2:])[:, :length]
         next_state = {"kv": past, "slots": totals[:, -1], "open": open_, "seen": blocks.seen_B}
         return y_BLHK, next_state | {"segment": ctx.last_segment_B()}

@@ -1,6 +1,7 @@
 """Nyströmformer: softmax attention through landmarks, made causal."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import jax
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.block_scan import LOW, carry, merge
+from hybrid_lm.kernels.precision import einsum_f32, einsum_half
+from hybrid_lm.kernels.pseudo_inverse import pseudo_inverse
 from hybrid_lm.mixers.attention import Attention
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
 from hybrid_lm.mixers.blocks import (
@@ -17,12 +20,9 @@ from hybrid_lm.mixers.blocks import (
     Slots,
     attend,
     attend_to_documents,
-    carry,
     documents,
     like,
 )
-
-_LOW = -1e30  # a score below any other, and finite so that nothing is ever divided by 0
 
 
 @register("nystrom")
@@ -115,32 +115,33 @@ class NystromMixer(BlocksMixer):
         keeps_BnM = ~(written_BnM | blocks.firsts_Bn[..., None])
         mean = (ended / config.block_size)[:, :, None]
         mean = jnp.where(like(written_BnM, mean), mean, 0)
-        marks = carry(keeps_BnM, mean, held["landmarks"])
+        named = ctx.implementation.block_scan
+        marks = carry(keeps_BnM, mean, held["landmarks"], implementation=named)
         newest_Bn1 = blocks.counts_Bn[..., None] - 1
         number_BnM = newest_Bn1 - (newest_Bn1 - slot_M) % config.landmarks  # < 0: an empty slot
 
         kv_BnW2HK, past = blocks.windows(jnp.stack([k_BLHK, v_BLHK], axis=2), held["kv"])
-        scores = einsum_f32(
+        scores = einsum_half(
             "bnmhk,bnwhk->bnmhw",
             marks[:, 1:, :, 0].astype(dtype),
             kv_BnW2HK[:, :, :, 0],
         )
         sees = blocks.ended_BnW[:, :, None] & (number_BnM[:, 1:, :, None] >= 0)
-        scores = jnp.where(sees[:, :, :, None], scores * self.head_dim**-0.5, _LOW)
+        scores = jnp.where(sees[:, :, :, None], scores * self.head_dim**-0.5, LOW)
         weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
-        values = einsum_f32("bnmhw,bnwhp->bnmhp", weights, kv_BnW2HK[:, :, :, 1])
+        values = einsum_half("bnmhw,bnwhp->bnmhp", weights, kv_BnW2HK[:, :, :, 1])
         log_mass = jax.nn.logsumexp(scores, axis=-1)
-        log_mass, values = _accumulate(
-            keeps_BnM, log_mass, values, held["log_mass"], held["values"]
-        )
+        starts = held["log_mass"], held["values"]
+        log_mass, values = merge(keeps_BnM, log_mass, values, *starts, implementation=named)
 
         later = number_BnM[..., :, None] <= number_BnM[..., None, :]
-        a = self._softmax(marks, later & (number_BnM[..., :, None] >= 0))
-        inverse = pseudo_inverse(a, config.pinv_iterations)
-        w_BnHMP = einsum_f32("bnhlm,bnmhp->bnhlp", inverse, values)
-        bias_BnM = jnp.where(number_BnM < 0, -jnp.inf, jnp.log(config.block_size))
-        slots = Slots(jnp.swapaxes(marks[:, :, :, 1], 2, 3), w_BnHMP, bias_BnM)
-        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots)
+        exact = dtype == wide
+        a = self._softmax(marks, later & (number_BnM[..., :, None] >= 0), exact)
+        inverse = self._inverse(a, exact, ctx)
+        w_BnMHP = einsum_f32("bnhlm,bnmhp->bnlhp", inverse, values, exact=exact)
+        slots = Slots(marks[:, :, :, 1], w_BnMHP, number_BnM >= 0, math.log(config.block_size))
+        named = ctx.implementation.attention
+        y_BnCHK = attend(blocks.cut(q_BLHK), kv_BnW2HK, blocks, slots, named)
         y_BLHK = y_BnCHK.reshape(batch, -1, *q_BLHK.shape[2:])[:, :length]
         kept = {"landmarks": marks[:, -1], "values": values[:, -1], "log_mass": log_mass[:, -1]}
         kept |= {"kv": past, "open": open_, "seen": blocks.seen_B}
@@ -163,13 +164,14 @@ class NystromMixer(BlocksMixer):
         means = sums / like(jnp.maximum(tokens_BSM, 1), sums)
         scores = einsum_f32("bsmhk,blhk->bshml", means[:, :, :, 0].astype(dtype), k_BLHK)
         sees = jnp.moveaxis(own_BLS, 1, 2)[:, :, None, None]
-        scores = jnp.where(sees, scores * self.head_dim**-0.5, _LOW)
+        scores = jnp.where(sees, scores * self.head_dim**-0.5, LOW)
         weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
         values = einsum_f32("bshml,blhp->bshmp", weights, v_BLHK)
         used_BSM = tokens_BSM > 0
-        a = self._softmax(means, used_BSM[..., :, None] & used_BSM[..., None, :])
-        inverse = pseudo_inverse(a, self.config.pinv_iterations)
-        w_BSMHP = einsum_f32("bshlm,bshmp->bslhp", inverse, values)
+        exact = dtype == wide
+        a = self._softmax(means, used_BSM[..., :, None] & used_BSM[..., None, :], exact)
+        inverse = self._inverse(a, exact, ctx)
+        w_BSMHP = einsum_f32("bshlm,bshmp->bslhp", inverse, values, exact=exact)
         sees_BLSM = own_BLS[..., None] & used_BSM[:, None]
         return attend_to_documents(q_BLHK, means[:, :, :, 1], w_BSMHP, sees_BLSM)
 
@@ -185,50 +187,19 @@ class NystromMixer(BlocksMixer):
             "open": jnp.zeros((batch, 2, heads, self.head_dim), wide),
             "landmarks": jnp.zeros((batch, marks, 2, heads, self.head_dim), wide),
             "values": jnp.zeros((batch, marks, heads, self.head_dim), wide),
-            "log_mass": jnp.full((batch, marks, heads), _LOW, wide),
+            "log_mass": jnp.full((batch, marks, heads), LOW, wide),
             "seen": none,
             "segment": none + CONTINUES,
         }
 
-    def _softmax(self, marks: jax.Array, sees_BnMM: jax.Array) -> jax.Array:
+    def _softmax(self, marks: jax.Array, sees_BnMM: jax.Array, exact: bool) -> jax.Array:
         """A [B, n, H, M, M] of landmarks [B, n, M, 2, H, K]; 0 where not seen."""
-        scores = einsum_f32("bnlhk,bnmhk->bnhlm", marks[:, :, :, 0], marks[:, :, :, 1])
+        q, k = marks[:, :, :, 0], marks[:, :, :, 1]
+        scores = einsum_f32("bnlhk,bnmhk->bnhlm", q, k, exact=exact)
         sees = sees_BnMM[:, :, None]
-        scores = jnp.where(sees, scores * self.head_dim**-0.5, _LOW)
+        scores = jnp.where(sees, scores * self.head_dim**-0.5, LOW)
         return jnp.where(sees, jax.nn.softmax(scores, axis=-1), 0)
 
-
-def pseudo_inverse(a: jax.Array, iterations: int) -> jax.Array:
-    """Moore-Penrose inverse of [..., M, M], equation 15 of Xiong et al. 2021 (arXiv 2102.03902).
-
-    ``Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4`` from ``A^T / (|A|_1 |A|_inf)``.
-    """
-    norms = jnp.abs(a).sum(-1).max(-1) * jnp.abs(a).sum(-2).max(-1)
-    z = jnp.swapaxes(a, -1, -2) / like(jnp.where(norms > 0, norms, 1), a)
-    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-
-    def times(x, y):
-        return einsum_f32("...lm,...mn->...ln", x, y)
-
-    def step(z, _):
-        az = times(a, z)
-        inner = times(az, 15 * eye - times(az, 7 * eye - az))
-        return times(z, 13 * eye - inner) / 4, None
-
-    return jax.lax.scan(step, z, length=iterations)[0]
-
-
-def _accumulate(keeps, log_mass, values, start_log_mass, start_values):
-    """Merges averages ``values`` of weight ``exp(log_mass)`` along chunks, from the start on."""
-
-    def combine(left, right):
-        both = jnp.stack([jnp.where(like(right[0], left[1]), left[1], _LOW), right[1]])
-        some = both > _LOW / 2
-        log_mass = jnp.where(some.any(0), jnp.logaddexp(*both), _LOW)
-        shares = jnp.where(some, jnp.exp(both - log_mass), 0)[..., None]
-        return left[0] & right[0], log_mass, shares[0] * left[2] + shares[1] * right[2]
-
-    keeps = jnp.concatenate([jnp.ones_like(keeps[:, :1]), keeps], axis=1)
-    log_mass = jnp.concatenate([start_log_mass[:, None], log_mass], axis=1)
-    values = jnp.concatenate([start_values[:, None], values], axis=1)
-    return jax.lax.associative_scan(combine, (keeps, log_mass, values), axis=1)[1:]
+    def _inverse(self, a: jax.Array, exact: bool, ctx: Context) -> jax.Array:
+        named = ctx.implementation.pseudo_inverse
+        return pseudo_inverse(a, self.config.pinv_iterations, exact=exact, implementation=named)

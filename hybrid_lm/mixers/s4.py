@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.typing import DTypeLike
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.s4 import discretise, kernel, s4, two_sided
 from hybrid_lm.layers import fan_in, param, project
-from hybrid_lm.mixers.base import NO_STATE, Context, MixerConfig, State, register
+from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
 from hybrid_lm.mixers.steps import log_uniform_steps
 
 
@@ -25,19 +24,16 @@ class S4(MixerConfig):
     Starts as HiPPO-LegS in the basis of its normal part, one state space per channel; then GELU
     and a gated linear unit mix the channels. Gu et al. 2022 (arXiv 2111.00396), theorem 1 and
     appendix C. Its convolution is cut in chunks that hand their state on, for a Fourier transform
-    of the row would let later tokens into the last bits of earlier outputs. The convolution does
-    not start anew within a row: rows are not packed.
+    of the row would let later tokens into the last bits of earlier outputs.
     """
-
-    packable: ClassVar[bool] = False
 
     state_size: int = 64
     """N; half as many complex conjugate pairs are stored."""
     chunk_size: int = 128
     """Tokens that one convolution handles."""
     causal: bool = True
-    """Whether nothing later is seen. False: two kernels, one for each direction, over the whole row
-    by FFT."""
+    """Whether nothing later is seen. False: two kernels, one for each direction; rows of one
+    document by FFT, packed ones by two passes in chunks."""
 
     def build(self, width: int, rngs: nnx.Rngs) -> "S4Mixer":
         if self.state_size < 2 or self.state_size % 2:
@@ -58,7 +54,7 @@ class S4(MixerConfig):
 
 
 class S4Mixer(nnx.Module):
-    """State: ``ssm`` [B, D, N / 2] in complex64; none if not causal."""
+    """State: ``ssm`` [B, D, N / 2] in complex64, ``segment`` [B]; none if not causal."""
 
     def __init__(self, config: S4, width: int, rngs: nnx.Rngs):
         self.config = config
@@ -99,22 +95,34 @@ class S4Mixer(nnx.Module):
         a_DN = jax.lax.complex(-jnp.exp(self.log_minus_a_real[...]), self.a_imag[...])
         step_D = jnp.exp(self.log_step[...])
         system = a_DN, vector("p"), vector("b")
-        if self.config.causal:
-            y_BLD, ssm = s4(
+
+        def scan(c, x_BLD, resets_BL, h_BDN=None):
+            return s4(
                 x_BLD,
-                discretise(*system, vector("c"), step_D),
-                None if state is None else state["ssm"],
+                discretise(*system, vector(c), step_D),
+                resets_BL,
+                h_BDN,
                 chunk_size=self.config.chunk_size,
                 implementation=ctx.implementation.s4,
             )
-            next_state = {"ssm": ssm}
+
+        if self.config.causal:
+            resets_BL = ctx.resets_BL(None if state is None else state["segment"])
+            y_BLD, ssm = scan("c", x_BLD, resets_BL, None if state is None else state["ssm"])
+            next_state = {"ssm": ssm, "segment": ctx.last_segment_B()}
         elif state is None:
-            length = x_BLD.shape[1]
-            u_BLD, next_state = x_BLD.astype(step_D.dtype), ()
-            if ctx.segment_ids_BL is not None:
-                u_BLD = jnp.where(ctx.segment_ids_BL[..., None] > 0, u_BLD, 0)
-            kernels = (kernel(*system, vector(c), step_D, length) for c in ("c", "back"))
-            y_BLD = two_sided(u_BLD, *kernels)
+            starts_BL, next_state = ctx.resets_BL(None), ()
+            if starts_BL is None:
+                length = x_BLD.shape[1]
+                kernels = (kernel(*system, vector(c), step_D, length) for c in ("c", "back"))
+                y_BLD = two_sided(x_BLD.astype(step_D.dtype), *kernels)
+            else:
+                # The other way round a document starts where it ends, which is before a start.
+                ends_BL = jnp.roll(starts_BL, -1, axis=1)
+                later_BLD, _ = scan("back", x_BLD[:, ::-1], ends_BL[:, ::-1])
+                later_BLD = jnp.roll(later_BLD[:, ::-1], -1, axis=1)
+                y_BLD, _ = scan("c", x_BLD, starts_BL)
+                y_BLD += jnp.where(ends_BL[..., None], 0, later_BLD)
         else:
             raise UserError(NO_STATE)
         y_BLD = jax.nn.gelu((y_BLD + self.skip[...] * x_BLD).astype(x_BLD.dtype))
@@ -126,7 +134,10 @@ class S4Mixer(nnx.Module):
         if not self.config.causal:
             return ()
         shape = (batch, self.width, self.config.state_size // 2)
-        return {"ssm": jnp.zeros(shape, jnp.promote_types(dtype, jnp.complex64))}
+        return {
+            "ssm": jnp.zeros(shape, jnp.promote_types(dtype, jnp.complex64)),
+            "segment": jnp.full((batch,), CONTINUES, jnp.int32),
+        }
 
 
 def hippo_legs(state_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The Pallas kernels of SSD and the delta rule on the GPU: float64 truth, odd lengths, repeats."""
+"""Pallas kernels of SSD, the delta rule and GLA on the GPU: float64 truth, odd lengths, repeats."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid_lm.kernels.delta_rule import delta_rule
+from hybrid_lm.kernels.gla import gla
 from hybrid_lm.kernels.ssd import ssd
 from tests.numerics import assert_close
 
@@ -22,10 +23,19 @@ SHAPES = {  # B, L, H, G, N, P, mean of the log of -log decay
     "wide": (1, 300, 2, 2, 128, 256, -3.0),
 }
 SSD = [(shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16") if shape != "wide"]
-DELTA = [(shape, "bfloat16") for shape in ("odd", "short", "many spans", "fast decay", "wide")]
+BF16 = [(shape, "bfloat16") for shape in ("odd", "short", "many spans", "fast decay", "wide")]
 
 
-def operands(shape, dtype: str, *, strengths: bool):
+def scaled_ssd(q, k, v, strength, log_decay, resets, state, *, implementation):
+    return ssd(
+        *(q, k, v, log_decay, resets, state),
+        strength_BLH=strength,
+        skip_H=strength[0, 0],  # so that its gradient is in that of the strengths
+        implementation=implementation,
+    )
+
+
+def operands(op, shape, dtype: str):
     """Inputs (as ``dtype`` can hold q, k and v) and cotangents, in float64."""
     batch, length, heads, groups, n, p, mean = shape
     rng = np.random.default_rng(0)
@@ -34,22 +44,23 @@ def operands(shape, dtype: str, *, strengths: bool):
         x = rng.normal(size=shape)
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
-    if strengths:
+    if op is not ssd:
         groups = heads
     qkv = unit(batch, length, groups, n), unit(batch, length, groups, n)
     qkv = *qkv, rng.normal(size=(batch, length, heads, p))
     qkv = [np.asarray(jnp.asarray(x, dtype), np.float64) for x in qkv]
     by_head = batch, length, heads
-    beta = [1 / (1 + np.exp(-rng.normal(size=by_head)))] if strengths else []
-    log_decay = -np.exp(rng.normal(size=by_head) + mean)
+    beta = [1 / (1 + np.exp(-rng.normal(size=by_head)))] if op in (delta_rule, scaled_ssd) else []
+    decaying = (*by_head, n) if op is gla else by_head
+    log_decay = -np.exp(rng.normal(size=decaying) + mean)
     state = rng.normal(size=(batch, heads, n, p))
     cotangents = rng.normal(size=(*by_head, p)), rng.normal(size=state.shape)
     wides = [np.float32(x).astype(np.float64) for x in (*beta, log_decay, state)]
     return [*qkv, *wides], cotangents
 
 
-def check(op, strengths: bool, shape: str, dtype: str, packed: bool):
-    inputs, cotangents = operands(SHAPES[shape], dtype, strengths=strengths)
+def check(op, shape: str, dtype: str, packed: bool):
+    inputs, cotangents = operands(op, SHAPES[shape], dtype)
     resets_BL = np.random.default_rng(1).random(inputs[0].shape[:2]) < 0.01 if packed else None
 
     def gradients(implementation, inputs, cotangents):
@@ -80,24 +91,17 @@ def check(op, strengths: bool, shape: str, dtype: str, packed: bool):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("shape", "dtype"), SSD)
 def test_ssd_matches_float64(shape, dtype, packed):
-    check(ssd, False, shape, dtype, packed)
+    check(ssd, shape, dtype, packed)
 
 
+@pytest.mark.parametrize("op", [delta_rule, gla], ids=["delta_rule", "gla"])
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("shape", "dtype"), DELTA)
-def test_delta_rule_matches_float64(shape, dtype, packed):
-    check(delta_rule, True, shape, dtype, packed)
+@pytest.mark.parametrize(("shape", "dtype"), BF16)
+def test_those_of_bf16_match_float64(op, shape, dtype, packed):
+    check(op, shape, dtype, packed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", ["odd", "short", "fast decay"])
 def test_ssd_with_strengths_and_skip_matches_float64(shape, dtype):
-    def scaled(q, k, v, strength, log_decay, resets, state, *, implementation):
-        return ssd(
-            *(q, k, v, log_decay, resets, state),
-            strength_BLH=strength,
-            skip_H=strength[0, 0],  # so that its gradient is in that of the strengths
-            implementation=implementation,
-        )
-
-    check(scaled, True, shape, dtype, packed=True)
+    check(scaled_ssd, shape, dtype, packed=True)

@@ -2,11 +2,12 @@
 
 It is bound by memory. A program walks over the tokens of a chunk with the last W - 1 inputs of its
 channels in registers, so that every input is read once; backwards it also holds the gradients of
-the last W - 1 inputs, to which later outputs still add. Rows are loaded several at a time, to
-have enough of them under way. Gradients of taps and bias are summed per program, then over
-programs, in a fixed order: repeats are bit-identical.
+the last W - 1 inputs, to which later outputs still add. Tokens are loaded in groups, to have enough
+of them under way; forward, those of the next group while one is computed. Gradients of taps and
+bias are summed per program, then over programs, in a fixed order: repeats are bit-identical.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -19,11 +20,10 @@ from hybrid_lm.kernels.causal_conv import xla
 from hybrid_lm.kernels.pallas_triton import load, store
 
 _LOG2_E = 1.4426950408889634
-_CHANNELS = 256  # of a program
-_TOKENS = 128  # of a program
+_CHANNELS = 128  # of a program: four a lane
 _ROWS = 8  # tokens whose loads are under way together
-_WARPS = 1
-_AHEAD = True
+_TOKENS = (64, 128, 256)  # of a program
+_PROGRAMS = 132 * 16  # that run side by side backwards, on an H100
 _MIN_CHANNELS = 16
 _WIDTHS = (2, 3, 4)
 
@@ -38,10 +38,10 @@ class Options(NamedTuple):
 class _Tile:
     """The tokens and channels of a program, and its loads and stores in float32."""
 
-    def __init__(self, x, seen, channels: int, tokens: int):
+    def __init__(self, x, words, channels: int, tokens: int):
         self.batch = pl.program_id(2)
         self.start = pl.program_id(1) * tokens
-        self.channels, self.seen = channels, seen
+        self.channels, self.words = channels, words
         self.length, self.inner = x.shape[1:]
         first = pl.program_id(0) * channels
         self.lanes = pl.ds(first, channels)
@@ -60,6 +60,9 @@ class _Tile:
     def raw(self, ref, t, where):
         return load(ref, (self.batch, t, self.lanes), self._mask(where))
 
+    def store_parameters(self, ref, at, value):
+        store(ref, (*at, self.lanes), value, self._mask(None))
+
     def row(self, ref, t, where):
         return self.raw(ref, t, where).astype(jnp.float32)
 
@@ -74,11 +77,13 @@ class _Tile:
             rows.append(inner + self.row(past, past.shape[1] - back, first))
         return rows
 
-    def seen_before(self, t):
-        """How many of the tokens before it a token sees; None: all W - 1."""
-        if self.seen is None:
-            return None
-        return load(self.seen, (self.batch, t), t < self.length)
+    def seen_by_group(self, t0, rows):
+        """How many of the tokens before it each token of the group from t0 on sees; None: all."""
+        if self.words is None:
+            return [None] * rows
+        group = t0 // rows
+        word = load(self.words, (self.batch, group), group < self.words.shape[1])
+        return [(word >> 2 * r) & 3 for r in range(rows)]
 
 
 def _if_seen(value, back, seen):
@@ -89,12 +94,20 @@ def _sigmoid(x):
     return 1 / (1 + jnp.exp2(-_LOG2_E * x))
 
 
-def _forward(x, weight, bias, past, *refs, silu, channels, tokens, rows):
-    *seen, y = refs
-    tile = _Tile(x, seen[0] if seen else None, channels, tokens)
-    taps = [tile.parameters(weight, (w,)) for w in range(weight.shape[0])]
-    bias_C = tile.parameters(bias)
+def _words(seen_BL, rows: int):
+    """What the tokens of a group see (of `xla.seen_before`), two bits each: int32 [B, L / rows]."""
+    batch, length = seen_BL.shape
+    seen_BL = jnp.pad(seen_BL, ((0, 0), (0, -length % rows)))
+    shifted = seen_BL.reshape(batch, -1, rows) << 2 * jnp.arange(rows)
+    return shifted.sum(axis=-1, dtype=jnp.int32)
 
+
+def _forward(x, weight, bias, past, *refs, silu, channels, tokens, rows):
+    *words, y = refs
+    tile = _Tile(x, words[0] if words else None, channels, tokens)
+    width = weight.shape[0]
+    taps = [tile.parameters(weight, (w,)) for w in range(width)]
+    bias_C = tile.parameters(bias)
     end = jnp.minimum(tile.start + tokens, tile.length)
 
     def rows_of(t0):
@@ -103,40 +116,38 @@ def _forward(x, weight, bias, past, *refs, silu, channels, tokens, rows):
     def group(i, carry):
         earlier, loaded = carry
         t0 = tile.start + i * rows
-        seens = [tile.seen_before(t0 + r) for r in range(rows)]
-        if _AHEAD:
-            ahead = rows_of(t0 + rows)
-        else:
-            loaded, ahead = rows_of(t0), loaded
-        for r, raw_C in enumerate(loaded):
+        seens = tile.seen_by_group(t0, rows)
+        ahead = rows_of(t0 + rows)
+        for r, (raw_C, seen_here) in enumerate(zip(loaded, seens, strict=True)):
             x_C = raw_C.astype(jnp.float32)
-            seen = seens[r]
             y_C = bias_C + taps[-1] * x_C
             for back, earlier_C in enumerate(earlier, 1):
-                y_C += taps[-1 - back] * _if_seen(earlier_C, back, seen)
+                y_C += taps[-1 - back] * _if_seen(earlier_C, back, seen_here)
             y_C = y_C * _sigmoid(y_C) if silu else y_C
             tile.store(y, t0 + r, t0 + r < tile.length, y_C)
             earlier = [x_C, *earlier[:-1]]
         return earlier, ahead
 
-    first = rows_of(tile.start) if _AHEAD else []
-    jax.lax.fori_loop(0, tokens // rows, group, (tile.before(x, past), first))
+    start = (tile.before(x, past), rows_of(tile.start))
+    jax.lax.fori_loop(0, tokens // rows, group, start)
 
 
-def _backward(x, weight, bias, past, dy, dlast, *refs, silu, channels, tokens, rows):
+def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
     """With p the sum before silu and dp its cotangent::
 
     dx_t = sum_w weight_{W-1-w} dp_{t+w}      dweight_{W-1-w} = sum_t dp_t x_{t-w}
     """
-    *seen, dx, dparameters = refs
-    tile = _Tile(x, seen[0] if seen else None, channels, tokens)
+    *words, dx, dparameters = refs
+    tile = _Tile(x, words[0] if words else None, channels, tokens)
     width = weight.shape[0]
-    tail = tile.length - (width - 1)
     taps = [tile.parameters(weight, (w,)) for w in range(width)]
     bias_C = tile.parameters(bias)
 
-    def token(x_C, dy_C, seen, earlier, open_):
-        """dp, the inputs it is of, newest first, and the gradients of these inputs so far."""
+    def token(t, x_C, dy_C, seen, earlier, open_):
+        """dp, and the inputs it is of, newest first; closes the gradient of the oldest of them.
+
+        ``open_`` are the gradients of the earlier inputs so far, and become those of the later.
+        """
         inputs = [x_C, *(_if_seen(e, back, seen) for back, e in enumerate(earlier, 1))]
         dp_C = dy_C
         if silu:
@@ -146,30 +157,26 @@ def _backward(x, weight, bias, past, dy, dlast, *refs, silu, channels, tokens, r
             sigmoid_C = _sigmoid(p_C)
             dp_C *= sigmoid_C * (1 + p_C * (1 - sigmoid_C))
         adds = [taps[-1 - back] * _if_seen(dp_C, back, seen) for back in range(width)]
-        open_ = [adds[0], *(o + add for o, add in zip(open_, adds[1:], strict=True))]
+        *open_, dx_C = [adds[0], *(o + add for o, add in zip(open_, adds[1:], strict=True))]
+        done = t - (width - 1)
+        tile.store(dx, done, (done >= tile.start) & (done < tile.length), dx_C)
         return dp_C, inputs, open_
 
-    def rows_of(t0, count):
-        """x, dy and what is seen, of some tokens; all loads before any is used."""
+    def load_rows(t0, count):
         places = [t0 + r for r in range(count)]
-        here = [t < tile.length for t in places]
-        loaded = [
-            [tile.raw(ref, t, h) for t, h in zip(places, here, strict=True)] for ref in (x, dy)
-        ]
-        seens = [tile.seen_before(t) for t in places]
-        for t, x_C, dy_C, seen in zip(places, *loaded, seens, strict=True):
-            yield t, x_C.astype(jnp.float32), dy_C.astype(jnp.float32), seen
+        return [[tile.raw(ref, t, t < tile.length) for t in places] for ref in (x, dy)]
 
-    def close(t, dx_C):
-        inside = (t >= tile.start) & (t < tile.length)
-        dlast_C = tile.row(dlast, t - tail, inside & (t >= tail))
-        tile.store(dx, t, inside, dx_C + dlast_C)
+    def wide(loaded):
+        for x_C, dy_C in zip(*loaded, strict=True):
+            yield x_C.astype(jnp.float32), dy_C.astype(jnp.float32)
 
     def group(i, carry):
         earlier, open_, sums = carry
-        for t, x_C, dy_C, seen in rows_of(tile.start + i * rows, rows):
-            dp_C, inputs, open_ = token(x_C, dy_C, seen, earlier, open_)
-            close(t - (width - 1), open_.pop())
+        t0 = tile.start + i * rows
+        loaded = load_rows(t0, rows)
+        seens = tile.seen_by_group(t0, rows)
+        for r, (x_C, dy_C) in enumerate(wide(loaded)):
+            dp_C, inputs, open_ = token(t0 + r, x_C, dy_C, seens[r], earlier, open_)
             sums = [s + dp_C * value for s, value in zip(sums, [*inputs, 1.0], strict=True)]
             earlier = [x_C, *earlier[:-1]]
         return earlier, open_, sums
@@ -177,55 +184,66 @@ def _backward(x, weight, bias, past, dy, dlast, *refs, silu, channels, tokens, r
     zero = jnp.zeros((channels,), jnp.float32)
     start = (tile.before(x, past), [zero] * (width - 1), [zero] * (width + 1))
     earlier, open_, sums = jax.lax.fori_loop(0, tokens // rows, group, start)
-    for t, x_C, dy_C, seen in rows_of(tile.start + tokens, width - 1):
-        _, _, open_ = token(x_C, dy_C, seen, earlier, open_)
-        close(t - (width - 1), open_.pop())
+    end = tile.start + tokens
+    seens = tile.seen_by_group(end, rows)
+    for r, (x_C, dy_C) in enumerate(wide(load_rows(end, width - 1))):
+        _, _, open_ = token(end + r, x_C, dy_C, seens[r], earlier, open_)
         earlier = [x_C, *earlier[:-1]]
     *dtaps, dbias = sums
     program = tile.batch * pl.num_programs(1) + pl.program_id(1)
     for row, value in enumerate([*reversed(dtaps), dbias]):
-        store(dparameters, (program, row, tile.lanes), value, tile._mask(None))
+        tile.store_parameters(dparameters, (program, row), value)
 
 
-def _call(kernel, outputs, x, *operands, options: Options):
+def _call(kernel, outputs, x, *operands, tokens: int, options: Options):
     batch, length, inner = x.shape
-    grid = (pl.cdiv(inner, _CHANNELS), pl.cdiv(length, _TOKENS), batch)
     return pallas_triton.call(
-        partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=_TOKENS, rows=_ROWS),
-        grid,
+        partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=tokens, rows=_ROWS),
+        (pl.cdiv(inner, _CHANNELS), pl.cdiv(length, tokens), batch),
         outputs,
         x,
         *operands,
-        warps=_WARPS,
+        warps=1,
         interpret=options.interpret,
     )
 
 
+def _tokens_backward(batch: int, length: int, inner: int) -> int:
+    """Tokens of a program: many for few partial sums, but so that the last round is full."""
+
+    def cost(tokens):
+        rounds = batch * pl.cdiv(length, tokens) * pl.cdiv(inner, _CHANNELS) / _PROGRAMS
+        # Beside 6 bytes an input: partial sums, and what is read again at the edges.
+        return math.ceil(rounds) / rounds * (1 + 10 / tokens)
+
+    return min(_TOKENS, key=cost)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _conv(x, weight, bias, past, seen, options: Options):
-    """y and the last W - 1 inputs; ``seen`` as of `xla.seen_before`, or None."""
-    return _conv_forward(x, weight, bias, past, seen, options)[0]
+def _outputs(x, weight, bias, past, seen, options: Options):
+    """y; ``seen`` as of `xla.seen_before`, or None."""
+    words = () if seen is None else (_words(seen, _ROWS),)
+    y = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    operands = (x, weight, bias, past, *words)
+    return _call(_forward, y, *operands, tokens=_TOKENS[0], options=options)
 
 
-def _conv_forward(x, weight, bias, past, seen, options):
-    operands = (x, weight, bias, past, *(() if seen is None else (seen,)))
-    y = _call(_forward, jax.ShapeDtypeStruct(x.shape, x.dtype), *operands, options=options)
-    return (y, xla.last_inputs(x, seen, past)), (x, weight, bias, past, seen)
+def _outputs_forward(x, weight, bias, past, seen, options):
+    return _outputs(x, weight, bias, past, seen, options), (x, weight, bias, past, seen)
 
 
-def _conv_backward(options, residuals, cotangents):
+def _outputs_backward(options, residuals, dy):
     x, weight, bias, past, seen = residuals
-    dy, dlast = cotangents
     (batch, length, inner), width = x.shape, weight.shape[0]
-    programs = batch * pl.cdiv(length, _TOKENS)
-    outputs = (
+    tokens = _tokens_backward(batch, length, inner)
+    programs = batch * pl.cdiv(length, tokens)
+    results = (
         jax.ShapeDtypeStruct(x.shape, x.dtype),
         jax.ShapeDtypeStruct((programs, width + 1, inner), jnp.float32),
     )
-    if seen is not None:
-        dlast = jnp.where(xla.of_last_document(seen, width - 1)[..., None], dlast, 0)
-    operands = (x, weight, bias, past, dy, dlast, *(() if seen is None else (seen,)))
-    dx, dparameters = _call(_backward, outputs, *operands, options=options)
+    words = () if seen is None else (_words(seen, _ROWS),)
+    operands = (x, weight, bias, past, dy, *words)
+    dx, dparameters = _call(_backward, results, *operands, tokens=tokens, options=options)
     dparameters = dparameters.sum(axis=0)
 
     # The state before the row reaches its first tokens only.
@@ -240,7 +258,7 @@ def _conv_backward(options, residuals, cotangents):
     return dx, dweight, dbias, dpast, None
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+_outputs.defvjp(_outputs_forward, _outputs_backward)
 
 
 def obstacle(x_BLE: jax.Array, weight_WE: jax.Array) -> str | None:
@@ -266,7 +284,8 @@ def causal_conv(
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.causal_conv.causal_conv`; any L of at least W tokens."""
-    seen = None if resets_BL is None else xla.seen_before(resets_BL, weight_WE.shape[0])
-    return _conv(  # pyright: ignore[reportGeneralTypeIssues]
-        x_BLE, weight_WE, bias_E, past_BWE, seen, Options(silu, interpret)
-    )
+    seen_BL = None if resets_BL is None else xla.seen_before(resets_BL, weight_WE.shape[0])
+    options = Options(silu, interpret)
+    y_BLE: jax.Array = _outputs(x_BLE, weight_WE, bias_E, past_BWE, seen_BL, options)  # pyright: ignore[reportGeneralTypeIssues]
+    # Outside of the kernels' gradient: training has no use for it, and then it costs nothing.
+    return y_BLE, xla.last_inputs(x_BLE, seen_BL, past_BWE)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.diagonal_scan import reference, s4d_xla
+from hybrid_lm.kernels import time_invariant
+from hybrid_lm.kernels.diagonal_scan import reference, s4d_gpu, s4d_xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
 from hybrid_lm.kernels.dispatch import choose
 
@@ -58,12 +59,16 @@ def s4d_scan(
     Returns:
         y_BLD (real) and the complex state after the last token.
     """
+    obstacle = time_invariant.obstacle(u_BLD, 2 * c_DN.shape[1])
+    obstacles = {"pallas": obstacle, "xla": None, "reference": None}
+    chosen = choose("s4d_scan", implementation, obstacles)
+    if chosen == "pallas":
+        return s4d_gpu.scan(u_BLD, log_decay_DN, c_DN, resets_BL, initial_state_BDN)
     wide = jnp.promote_types(u_BLD.dtype, jnp.float32)
     if initial_state_BDN is None:
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *c_DN.shape), c_DN.dtype)
     u_BLD = u_BLD.astype(wide)
     operands = (resets_BL, initial_state_BDN)
-    chosen = choose("s4d_scan", implementation, {"xla": None, "reference": None})
     if chosen == "reference" or u_BLD.shape[1] == 1:
         x = {"u": u_BLD, "step": jnp.ones(u_BLD.shape[:2], wide)}
         return reference.scan(_S4D(log_decay_DN, c_DN), x, *operands)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.kernels.toeplitz import lower_toeplitz
+from hybrid_lm.kernels.toeplitz import lower_toeplitz, product_by_run
 
 
 def scan(
@@ -38,17 +38,8 @@ def scan(
     power = jnp.arange(size + 1, dtype=u.dtype)[:, None, None]
     decay_iDN = jnp.exp(power * log_decay_DN)  # over i tokens
 
-    # Inside a chunk: what each token adds to those from it on, one token after the other, for the
-    # product over all pairs would not fit the memory.
     kernel_iD = 2 * jnp.sum(c_DN * decay_iDN[:-1], axis=-1).real
-    seen_jBmi = jnp.moveaxis(runs[..., None] == runs[..., None, :], 2, 0)
-
-    def add_token(y, token):
-        toeplitz_iD, seen_Bmi, u_BmD = token
-        return y + jnp.where(seen_Bmi[..., None], toeplitz_iD * u_BmD[:, :, None], 0.0), None
-
-    tokens = (lower_toeplitz(kernel_iD), seen_jBmi, jnp.moveaxis(u, 2, 0))
-    y, _ = jax.lax.scan(add_token, jnp.zeros_like(u), tokens, unroll=4)
+    y = product_by_run(lower_toeplitz(kernel_iD), u, runs)
 
     # The state that each chunk leaves: what its last document writes, and how much of the past.
     def written(u_BmjD, runs_Bmj, tokens):

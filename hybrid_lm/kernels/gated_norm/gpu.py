@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from hybrid_lm.kernels import pallas_triton
 
 _ROWS = 64  # of a program
-_TILE = 1024  # channels of rows taken at a time: a row of them needs no sums over rows
+_TILE = 2048  # channels of rows taken at a time
 _WARPS = 4
 _WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 

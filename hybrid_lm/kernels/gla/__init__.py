@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.dispatch import choose
-from hybrid_lm.kernels.gla import reference, xla
+from hybrid_lm.kernels.gla import gpu, reference, xla
 
 
 def gla(
@@ -36,7 +36,8 @@ def gla(
     Returns:
         y_BLHP in float32 (float64 for float64 inputs), and the state after the last token.
     """
-    chosen = choose("gla", implementation, {"xla": None, "reference": None})
+    obstacles = {"pallas": gpu.obstacle(k_BLHK, v_BLHP), "xla": None, "reference": None}
+    chosen = choose("gla", implementation, obstacles)
     batch, _, heads, value_dim = v_BLHP.shape
     if initial_state_BHKP is None:
         wide = jnp.promote_types(v_BLHP.dtype, jnp.float32)
@@ -44,4 +45,6 @@ def gla(
     operands = (q_BLHK, k_BLHK, v_BLHP, log_decay_BLHK, resets_BL, initial_state_BHKP)
     if chosen == "reference":
         return reference.gla(*operands)
+    if chosen == "pallas":
+        return gpu.gla(*operands)
     return xla.gla(*operands, chunk_size=chunk_size)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.dispatch import choose
-from hybrid_lm.kernels.s4 import reference, xla
+from hybrid_lm.kernels.s4 import gpu, reference, xla
 from hybrid_lm.kernels.s4.convolution import kernel, two_sided
 from hybrid_lm.kernels.s4.system import System, discretise
 
@@ -18,6 +18,7 @@ __all__ = ["System", "discretise", "kernel", "s4", "two_sided"]
 def s4(
     u_BLD: jax.Array,
     system: System,
+    resets_BL: jax.Array | None = None,
     initial_state_BDN: jax.Array | None = None,
     *,
     chunk_size: int = 128,
@@ -28,6 +29,7 @@ def s4(
     Args:
         u_BLD: inputs; computed in float32 (float64 if given).
         system: the discretised systems of the channels.
+        resets_BL: True where the state is cleared before the token.
         initial_state_BDN: complex state before the first token; None is zero.
         chunk_size: tokens that one convolution handles in the XLA form.
         implementation: see `Implementation`.
@@ -35,9 +37,14 @@ def s4(
     Returns:
         y_BLD (real) and the complex state after the last token.
     """
+    obstacles = {"pallas": gpu.obstacle(u_BLD, system), "xla": None, "reference": None}
+    chosen = choose("s4", implementation, obstacles)
+    if chosen == "pallas":
+        return gpu.s4(u_BLD, system, resets_BL, initial_state_BDN)
     if initial_state_BDN is None:
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *system.b_DN.shape), system.b_DN.dtype)
-    operands = (u_BLD.astype(initial_state_BDN.real.dtype), system, initial_state_BDN)
-    if choose("s4", implementation, {"xla": None, "reference": None}) == "reference":
+    u_BLD = u_BLD.astype(initial_state_BDN.real.dtype)
+    operands = (u_BLD, system, resets_BL, initial_state_BDN)
+    if chosen == "reference":
         return reference.s4(*operands)
     return xla.s4(*operands, chunk_size=chunk_size)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.long_conv.circular import circular
-from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.kernels.s4.system import dense, discretise, matrix_power
+from hybrid_lm.kernels.precision import einsum_f32, matrix_power
+from hybrid_lm.kernels.s4.system import dense, discretise
 
 
 def kernel(

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.precision import einsum_f32
-
 
 class System(NamedTuple):
     """``h <- decay h - down 2 Re(across . h) + b u``, ``y = 2 Re(c . h)``; complex [D, N / 2]."""
@@ -55,16 +53,3 @@ def dense(system: System) -> jax.Array:
     )
     columns_MDM = jnp.concatenate([columns_MDN.real, columns_MDN.imag], axis=-1)
     return jnp.moveaxis(columns_MDM, 0, -1)
-
-
-def matrix_power(a_DMM: jax.Array, exponent: int) -> jax.Array:
-    """``a^exponent`` by repeated squaring."""
-    result = None
-    while True:
-        if exponent % 2:
-            result = a_DMM if result is None else einsum_f32("dlm,dmn->dln", result, a_DMM)
-        exponent //= 2
-        if not exponent:
-            assert result is not None, "the last bit of an exponent is 1"
-            return result
-        a_DMM = einsum_f32("dlm,dmn->dln", a_DMM, a_DMM)
