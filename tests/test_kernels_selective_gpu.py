@@ -7,61 +7,83 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_lm.kernels.diagonal_scan import selective_gpu, selective_scan
+from hybrid_lm.kernels.diagonal_scan import (
+    selective_backward,
+    selective_forward,
+    selective_gpu,
+    selective_scan,
+)
 from tests.lowering import count_triton_kernels
 
 
-def operands(batch: int, length: int, inner: int, states: int):
+def operands(length: int, inner: int, states: int, fused: bool):
     rng = np.random.default_rng(length)
 
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    step_BLE = jax.nn.softplus(normal(batch, length, inner) - 2)
-    h0_BEN = normal(batch, inner, states)
-    bc = normal(batch, length, states), normal(batch, length, states)
-    a_EN = -jnp.exp(normal(inner, states))
-    cotangents = normal(batch, length, inner), normal(batch, inner, states)
-    return (normal(batch, length, inner), step_BLE, a_EN, *bc, h0_BEN), cotangents
+    step_BLE = normal(2, length, inner) - 2
+    inputs = {
+        "u_BLE": normal(2, length, inner),
+        "step_BLE": step_BLE if fused else jax.nn.softplus(step_BLE),
+        "a_EN": -jnp.exp(normal(inner, states)),
+        "b_BLN": normal(2, length, states),
+        "c_BLN": normal(2, length, states),
+        "initial": normal(2, inner, states),
+    }
+    if fused:
+        inputs["step_bias_E"], inputs["skip_E"] = normal(inner), normal(inner)
+        inputs["gate_BLE"] = normal(2, length, inner)
+    return inputs, (normal(2, length, inner), normal(2, inner, states))
+
+
+def values_and_gradients(scan, inputs, cotangents, resets_BL):
+    def run(inputs):
+        required = [inputs[x] for x in ("u_BLE", "step_BLE", "a_EN", "b_BLN", "c_BLN")]
+        fused = {name: x for name, x in inputs.items() if name.startswith(("step_b", "sk", "ga"))}
+        return scan(*required, resets_BL, inputs["initial"], **fused)
+
+    values, pull = jax.vjp(run, inputs)
+    return values, pull(cotangents)
 
 
 @pytest.mark.parametrize(
-    ("length", "resets"),
+    ("length", "states", "pieces", "fused", "resets"),
     [
-        (13, True),
-        pytest.param(8, False, marks=pytest.mark.thorough),
-        pytest.param(1, True, marks=pytest.mark.thorough),
+        (6, 8, 1, True, True),
+        pytest.param(9, 8, 2, True, True, marks=pytest.mark.thorough),
+        pytest.param(13, 16, 1, True, True, marks=pytest.mark.thorough),
+        pytest.param(8, 3, 1, False, False, marks=pytest.mark.thorough),
+        pytest.param(5, 8, 4, False, True, marks=pytest.mark.thorough),
+        pytest.param(1, 2, 1, True, False, marks=pytest.mark.thorough),
+        pytest.param(9, 64, 1, True, True, marks=pytest.mark.thorough),
     ],
 )
-def test_pallas_equals_reference_values_and_gradients(monkeypatch, length, resets):
-    monkeypatch.setattr(selective_gpu, "_CHUNK", 4)
-    monkeypatch.setattr(selective_gpu, "_STRIDE", 2)
-    inputs, cotangents = operands(2, length, 33, 2)
+def test_pallas_equals_reference_values_and_gradients(
+    monkeypatch, length, states, pieces, fused, resets
+):
+    for module in (selective_forward, selective_backward):
+        monkeypatch.setattr(module, "TOKENS", 4)
+    monkeypatch.setattr(selective_gpu, "_MIN_STATES", 4)
+    monkeypatch.setattr(selective_gpu, "_pieces", lambda programs, length: pieces)
+    inputs, cotangents = operands(length, 33, states, fused)
     resets_BL = None
     if resets:
         resets_BL = jnp.asarray(np.random.default_rng(1).random((2, length)) < 0.3)
-
-    def values_and_gradients(scan):
-        def run(u, step, a, b, c, h0):
-            return scan(u, step, a, b, c, resets_BL, h0)
-
-        values, pull = jax.vjp(run, *inputs)
-        return *values, *pull(cotangents)
-
-    wants = values_and_gradients(partial(selective_scan, implementation="reference"))
-    gots = values_and_gradients(partial(selective_gpu.selective_scan, interpret=True))
-    for got, want in zip(gots, wants, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    compared = partial(
+        values_and_gradients, inputs=inputs, cotangents=cotangents, resets_BL=resets_BL
+    )
+    want = compared(partial(selective_scan, implementation="reference"))
+    got = compared(partial(selective_gpu.selective_scan, interpret=True))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-def test_pallas_lowers_for_cuda():
-    inputs, cotangents = operands(1, 8, 32, 2)
+def test_pallas_lowers_for_cuda(monkeypatch):
+    monkeypatch.setattr(selective_gpu, "_pieces", lambda programs, length: 2)
+    inputs, cotangents = operands(16, 32, 8, True)
 
-    def values_and_gradients(*inputs):
-        def run(u, step, a, b, c, h0):
-            return selective_gpu.selective_scan(u, step, a, b, c, None, h0)
+    def gradients(inputs):
+        return values_and_gradients(selective_gpu.selective_scan, inputs, cotangents, None)
 
-        return jax.vjp(run, *inputs)[1](cotangents)
-
-    assert count_triton_kernels(values_and_gradients, *inputs) == 6
+    assert count_triton_kernels(gradients, inputs) == 4

@@ -87,8 +87,17 @@ def _causal_conv(batch, length, inner, taps, documents=1) -> Case:
 
 def _selective_scan(batch, length, inner, states) -> Case:
     def run(u, step, log_a, b, c, implementation):
-        step = jax.nn.softplus(step.astype(jnp.float32) - 2)
-        return selective_scan(u, step, -jnp.exp(log_a), b, c, implementation=implementation)[0]
+        bias_E = jnp.full(inner, -2.0)
+        return selective_scan(
+            u,
+            step,
+            -jnp.exp(log_a),
+            b,
+            c,
+            step_bias_E=bias_E,
+            out_dtype=u.dtype,
+            implementation=implementation,
+        )[0]
 
     def operands(scale):
         u, step = _normal(*[(batch, length // scale, inner)] * 2)
@@ -170,6 +179,7 @@ def _delta_rule(batch, length, heads, key_dim, value_dim) -> Case:
 
 CASES = {
     "selective scan B2 L8192 E4096 N16": _selective_scan(2, 8192, 4096, 16),
+    "selective scan B1 L65536 E1024 N16": _selective_scan(1, 65536, 1024, 16),
     "s4d B4 L8192 D1024 N64": _s4d(4, 8192, 1024, 32),
     "s4 B4 L8192 D1024 N64": _s4(4, 8192, 1024, 32),
     "ssd B2 L8192 H64 P64 N128": _ssd(2, 8192, 64, 64, 128, 1),

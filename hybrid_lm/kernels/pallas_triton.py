@@ -81,3 +81,36 @@ def dot(
         precision=exact if a.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
+
+
+def join(values: list[jax.Array]) -> jax.Array:
+    """2^k arrays [...] as one [..., 2, 2, ..., 2], in row-major order of their index.
+
+    Triton joins two at a time.
+    """
+    while len(values) > 1:
+        half = len(values) // 2
+        axis = values[0].ndim
+        values = [jnp.stack([values[i], values[half + i]], axis) for i in range(half)]
+    return values[0]
+
+
+def from_lane(x: jax.Array, lane: jax.Array) -> jax.Array:
+    """Float32 ``x`` of another lane of the warp; ``x`` has one element a lane."""
+    return _shuffle("shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", x, lane)
+
+
+def from_lane_xor(x: jax.Array, mask: int) -> jax.Array:
+    """Float32 ``x`` of the lane whose number differs in the bits of ``mask``; as `from_lane`."""
+    return _shuffle(f"shfl.sync.bfly.b32 $0, $1, {mask}, 0x1f, 0xffffffff;", x)
+
+
+def _shuffle(asm: str, x: jax.Array, *lane: jax.Array) -> jax.Array:
+    (moved,) = triton.elementwise_inline_asm(
+        asm,
+        args=[x, *lane],
+        constraints=",".join(["=f", "f", *["r"] * len(lane)]),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )
+    return moved

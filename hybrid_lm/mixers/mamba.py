@@ -90,21 +90,21 @@ class MambaMixer(nnx.Module):
         step_BLR, b_BLN, c_BLN = jnp.split(
             select, [self.rank, self.rank + self.config.state_size], axis=-1
         )
-        wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
-        step_BLE = project("blr,re->ble", step_BLR, self.step).astype(wide)
         y_BLE, ssm = selective_scan(
             u_BLE,
-            jax.nn.softplus(step_BLE + self.step_bias[...]),
+            project("blr,re->ble", step_BLR, self.step),
             -jnp.exp(self.log_a[...]),
             b_BLN,
             c_BLN,
             resets_BL,
             None if state is None else state["ssm"],
+            step_bias_E=self.step_bias[...],
+            skip_E=self.skip[...],
+            gate_BLE=project("bld,de->ble", x_BLD, self.z),
+            out_dtype=x_BLD.dtype,
             chunk_size=self.config.chunk_size,
             implementation=ctx.implementation.selective_scan,
         )
-        y_BLE = (y_BLE + self.skip[...] * u_BLE).astype(x_BLD.dtype)
-        y_BLE *= jax.nn.silu(project("bld,de->ble", x_BLD, self.z))
         y_BLD = project("ble,ed->bld", y_BLE, self.out)
         return y_BLD, {"conv": conv, "ssm": ssm, "segment": ctx.last_segment_B()}
 

@@ -9,56 +9,89 @@ from hybrid_lm.kernels.diagonal_scan import selective_gpu, selective_scan
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 
-CASES = {  # B, L, E, N, mean of the step before softplus, scale of A
-    "odd": (2, 1037, 300, 16, -2.0, 1.0),
-    "short": (1, 3, 32, 16, -2.0, 1.0),
-    "small state": (3, 257, 128, 4, -2.0, 1.0),
-    "slow decay": (1, 2048, 64, 16, -8.0, 0.1),
-    "fast decay": (1, 700, 64, 16, 3.0, 30.0),
+CASES = {  # B, L, E, N, mean of the step before softplus, scale of A, packed, fused, dtype
+    "odd": (2, 1037, 300, 16, -2.0, 1.0, True, True, "bfloat16"),
+    "short": (1, 3, 32, 16, -2.0, 1.0, False, True, "float32"),
+    "small state": (3, 257, 128, 3, -2.0, 1.0, True, False, "float32"),
+    "large state": (1, 300, 16, 64, -2.0, 1.0, True, True, "float32"),
+    "state of 32, bf16": (1, 129, 48, 32, -2.0, 1.0, False, False, "bfloat16"),
+    "slow decay": (1, 2048, 64, 16, -8.0, 0.1, False, True, "float32"),
+    "fast decay": (1, 700, 64, 16, 3.0, 30.0, True, True, "float32"),
+    "one piece": (9, 100, 640, 16, -2.0, 1.0, True, True, "float32"),
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("packed", [False, True])
+def values_and_gradients(scan):
+    def run(x, resets_BL, cotangents):
+        def values(x):
+            required = [x[name] for name in ("u", "step", "a", "b", "c")]
+            fused = {name: value for name, value in x.items() if name.endswith(("_E", "_BLE"))}
+            return scan(*required, resets_BL, x["initial"], out_dtype=x["u"].dtype, **fused)
+
+        y, pull = jax.vjp(values, x)
+        return y, pull((cotangents[0].astype(y[0].dtype), cotangents[1]))
+
+    return jax.jit(run)
+
+
+def truth(*operands, **options):
+    return selective_scan(*operands, **options, implementation="reference")
+
+
+def kernels(*operands, **options):
+    return selective_gpu.selective_scan(*operands, **options)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_match_float64(case, packed, dtype):
-    batch, length, inner, states, mean, scale = CASES[case]
+def test_values_and_gradients_match_float64(monkeypatch, case):
+    monkeypatch.setattr(selective_gpu, "_MIN_STATES", 4)
+    batch, length, inner, states, mean, scale, packed, fused, dtype = CASES[case]
     rng = np.random.default_rng(0)
 
     def normal(*shape):
         return rng.normal(size=shape)
 
-    inputs = (
-        np.asarray(jnp.asarray(normal(batch, length, inner), dtype), np.float64),
-        np.logaddexp(0, normal(batch, length, inner) + mean),
-        -scale * np.exp(normal(inner, states)),
-        normal(batch, length, states),
-        normal(batch, length, states),
-        normal(batch, inner, states),
-    )
-    cotangents = (normal(batch, length, inner), normal(batch, inner, states))
+    def rounded(x):
+        return np.asarray(jnp.asarray(x, dtype), np.float64)
+
+    step = normal(batch, length, inner) + mean
+    x = {
+        "u": rounded(normal(batch, length, inner)),
+        "step": rounded(step) if fused else np.logaddexp(0, step),
+        "a": -scale * np.exp(normal(inner, states)),
+        "b": normal(batch, length, states),
+        "c": normal(batch, length, states),
+        "initial": normal(batch, inner, states),
+    }
+    if fused:
+        x["step_bias_E"], x["skip_E"] = normal(inner), normal(inner)
+        x["gate_BLE"] = rounded(normal(batch, length, inner))
+    cotangents = (rounded(normal(batch, length, inner)), normal(batch, inner, states))
     resets_BL = rng.random((batch, length)) < 0.01 if packed else None
 
-    def gradients(scan, inputs, cotangents):
-        values, pull = jax.vjp(lambda *x: scan(*x[:5], resets_BL, x[5]), *inputs)
-        return *values, *pull(cotangents)
+    def single(name, value):
+        narrow = name in ("u", "gate_BLE") or (name == "step" and fused)
+        return jnp.asarray(value, dtype if narrow else jnp.float32)
 
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(x, jnp.float64) for x in (*inputs, *cotangents)]
-        want = jax.jit(
-            lambda *x: gradients(
-                lambda *y: selective_scan(*y, implementation="reference"), x[:6], x[6:]
-            )
-        )(*wide)
-        want = [np.asarray(x) for x in want]
-    narrow = [jnp.asarray(x, jnp.float32) for x in (*inputs, *cotangents)]
-    narrow[0] = narrow[0].astype(dtype)
-    run = jax.jit(lambda *x: gradients(selective_gpu.selective_scan, x[:6], x[6:]))
-    first = run(*narrow)
-    for got, truth in zip(first, want, strict=True):
-        got = np.asarray(got.astype(jnp.float32), np.float64)
-        error = np.sqrt(np.mean((got - truth) ** 2) / np.mean(truth**2))
-        assert error <= (0.005 if got.shape == first[0].shape and dtype == "bfloat16" else 1e-5)
+    operands = {name: single(name, value) for name, value in x.items()}
+    with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(True):
+        wide = jax.tree.map(lambda value: jnp.asarray(np.asarray(value), jnp.float64), operands)
+        want = values_and_gradients(truth)(wide, resets_BL, cotangents)
+        want = jax.tree.map(np.asarray, want)
+    run = values_and_gradients(kernels)
+    cotangents = tuple(jnp.asarray(value, jnp.float32) for value in cotangents)
+    first = run(operands, resets_BL, cotangents)
+
+    def check(path, got, true):
+        limit = 0.005 if got.dtype == jnp.bfloat16 else 1e-5
+        error = np.asarray(got.astype(jnp.float32), np.float64) - true
+        error = np.sqrt(np.mean(error**2) / np.mean(true**2))
+        assert error <= limit, f"{jax.tree_util.keystr(path)}: {error:.1e}"
+
+    jax.tree_util.tree_map_with_path(check, first, want)
     for _ in range(20):
-        again = run(*narrow)
-        assert all(bool((x == y).all()) for x, y in zip(first, again, strict=True))
+        again = run(operands, resets_BL, cotangents)
+        assert all(
+            bool((x == y).all())
+            for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True)
+        )

@@ -1,9 +1,11 @@
 """The selective scan of Mamba: decay, write and read-out all depend on the token."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hybrid_lm.kernels.diagonal_scan import reference, selective_gpu, selective_tpu, xla
 from hybrid_lm.kernels.diagonal_scan.recurrence import Recurrence
@@ -33,20 +35,28 @@ def selective_scan(
     resets_BL: jax.Array | None = None,
     initial_state_BEN: jax.Array | None = None,
     *,
+    step_bias_E: jax.Array | None = None,
+    skip_E: jax.Array | None = None,
+    gate_BLE: jax.Array | None = None,
+    out_dtype: DTypeLike | None = None,
     chunk_size: int = 32,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t``, ``y_t = C_t . h_t``, per channel E.
+    """``h_t = exp(d_t A) h_{t-1} + d_t B_t u_t``, ``y_t = (C_t . h_t + D u_t) silu(z_t)``.
 
-    Algorithm 2 of Gu & Dao 2023 (arXiv 2312.00752), without the skip D and the gate.
+    Per channel E. Algorithm 2 of Gu & Dao 2023 (arXiv 2312.00752) and what Mamba's layer does
+    around it, in one pass over memory.
 
     Args:
         u_BLE: inputs; computed in float32 (float64 if given).
-        step_BLE: step sizes > 0 (after softplus).
+        step_BLE: step sizes d > 0; with ``step_bias_E``, d is softplus(step + bias).
         a_EN: A < 0.
         b_BLN, c_BLN: write and read-out vectors, shared by the channels.
         resets_BL: True where the state is cleared before the token.
         initial_state_BEN: state before the first token; None is zero.
+        skip_E: D; None is zero.
+        gate_BLE: z; None is no gate.
+        out_dtype: of y; None is float32 (or float64).
 
     Returns:
         y_BLE and the state after the last token, float32 (or float64).
@@ -57,13 +67,33 @@ def selective_scan(
     pallas = selective_tpu if on_tpu() else selective_gpu
     obstacles = {"pallas": pallas.obstacle(u_BLE, a_EN), "xla": None, "reference": None}
     chosen = choose("selective_scan", implementation, obstacles)
+    if chosen == "pallas" and pallas is selective_gpu:
+        return selective_gpu.selective_scan(
+            u_BLE,
+            step_BLE,
+            a_EN,
+            b_BLN,
+            c_BLN,
+            resets_BL,
+            initial_state_BEN,
+            step_bias_E=step_bias_E,
+            skip_E=skip_E,
+            gate_BLE=gate_BLE,
+            out_dtype=out_dtype,
+        )
+    if step_bias_E is not None:
+        step_BLE = jax.nn.softplus(step_BLE.astype(wide) + step_bias_E)
     if chosen == "pallas":
-        return pallas.selective_scan(
+        y_BLE, h_BEN = selective_tpu.selective_scan(
             u_BLE, step_BLE, a_EN, b_BLN, c_BLN, resets_BL, initial_state_BEN
         )
-    x = {"u": u_BLE, "step": step_BLE, "b": b_BLN, "c": c_BLN}
-    x = {name: value.astype(wide) for name, value in x.items()}
-    recurrence = _Selective(a_EN.astype(wide))
-    if chosen == "reference":
-        return reference.scan(recurrence, x, resets_BL, initial_state_BEN)
-    return xla.scan(recurrence, x, resets_BL, initial_state_BEN, chunk_size=chunk_size)
+    else:
+        x = {"u": u_BLE, "step": step_BLE, "b": b_BLN, "c": c_BLN}
+        x = {name: value.astype(wide) for name, value in x.items()}
+        scan = partial(xla.scan, chunk_size=chunk_size) if chosen == "xla" else reference.scan
+        y_BLE, h_BEN = scan(_Selective(a_EN.astype(wide)), x, resets_BL, initial_state_BEN)
+    if skip_E is not None:
+        y_BLE += skip_E * u_BLE
+    if gate_BLE is not None:
+        y_BLE *= jax.nn.silu(gate_BLE.astype(wide))
+    return y_BLE.astype(out_dtype or wide), h_BEN

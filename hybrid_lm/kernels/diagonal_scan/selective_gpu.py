@@ -1,253 +1,157 @@
 """The selective scan as Pallas kernels for NVIDIA GPUs (Triton backend).
 
-One lane owns a channel and holds its N states in N separate registers: no cross-lane sums but
-those over channels that dB and dC need. Time is cut in chunks to fill the card; a chunk is scanned
-from zero first (`_chunk_end`), chunk ends are passed on (`_pass_on`), and a second scan starts from
-the right state (`_outputs`). The backward pass mirrors this in reverse time and recomputes states
-from a checkpoint every `_STRIDE` tokens. All sums are in a fixed order: repeats are bit-identical.
+One walk over time, the states in registers, where batch and channels fill the card; otherwise time
+is cut in pieces: a first walk from zero finds what each piece leaves behind, those are combined,
+and a second walk starts from the right states. The backward pass mirrors this in reverse time and
+makes states anew from one saved every `TOKENS`. All sums are in a fixed order: repeats are
+bit-identical.
 
 Layout: decays in log2 (one exp2 each); `keep` is 0, or -1e30 where a document starts, and is added
-to the log decay. State arrays are [B, chunks, N, E] so that lanes touch neighbouring addresses.
+to the log decay. State arrays are [B, pieces, N, E] so that lanes touch neighbouring addresses.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 
 from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.diagonal_scan import selective_backward, selective_forward
+from hybrid_lm.kernels.diagonal_scan.selective_tile import LOG2_E, channels, warps
 
 _CLEAR = -1e30  # log2 of the decay across a start of document; exp2 of it is exactly 0
-_LOG2_E = 1.4426950408889634
-_CHUNK = 256  # tokens scanned by one program
-_STRIDE = 4  # tokens between the states that the backward pass restarts from
-_LANES = 32  # channels of a program: one warp
-
-
-def _load_rows(ref, lead, n, lanes):
-    """N vectors of lanes: rows ``ref[*lead, 0..n-1, lanes]``."""
-    return [ref[(*lead, i, lanes)] for i in range(n)]
-
-
-def _step(h, a, step, keep, x, b_ref, at):
-    """States after a token, and the decays: ``h_n = 2^(a_n step + keep) h_n + x B_n``."""
-    decay = [jnp.exp2(a_n * step + keep) for a_n in a]
-    return [
-        d * h_n + x * b_ref[(*at, n)] for n, (d, h_n) in enumerate(zip(decay, h, strict=True))
-    ], decay
-
-
-def _chunk_end(u, step, a, b, keep, end, total, *, states, chunk):
-    """Scan a chunk from zero: the state it leaves, and the sum of its steps."""
-    row, piece = pl.program_id(0), pl.program_id(1)
-    lanes = pl.ds(pl.program_id(2) * _LANES, _LANES)
-    a_n = _load_rows(a, (), states, lanes)
-
-    def token(t, carry):
-        h, sum_ = carry
-        t = piece * chunk + t
-        step_t = step[row, t, lanes]
-        x = step_t * u[row, t, lanes].astype(jnp.float32)
-        h, _ = _step(h, a_n, step_t, keep[row, t], x, b, (row, t))
-        return h, sum_ + step_t
-
-    zero = jnp.zeros((_LANES,), jnp.float32)
-    h, sum_ = jax.lax.fori_loop(0, chunk, token, ([zero] * states, zero))
-    for n in range(states):
-        end[row, piece, n, lanes] = h[n]
-    total[row, piece, lanes] = sum_
-
-
-def _pass_on(end, decay, start, before, last, *, pieces, reverse):
-    """``before[c]`` is what enters chunk c when each chunk maps s to ``decay s + end``."""
-    row, n = pl.program_id(0), pl.program_id(1)
-    lanes = pl.ds(pl.program_id(2) * 128, 128)
-
-    def piece(c, s):
-        c = pieces - 1 - c if reverse else c
-        before[row, c, n, lanes] = s
-        return decay[row, c, n, lanes] * s + end[row, c, n, lanes]
-
-    last[row, n, lanes] = jax.lax.fori_loop(0, pieces, piece, start[row, n, lanes])
-
-
-def _outputs(u, step, a, b, c, keep, before, y, *saved, states, chunk):
-    """Scan a chunk from its true start: outputs, and the state before every `_STRIDE` tokens."""
-    row, piece = pl.program_id(0), pl.program_id(1)
-    lanes = pl.ds(pl.program_id(2) * _LANES, _LANES)
-    a_n = _load_rows(a, (), states, lanes)
-
-    def stride(i, h):
-        t0 = piece * chunk + i * _STRIDE
-        for ref in saved:
-            for n in range(states):
-                ref[row, t0 // _STRIDE, n, lanes] = h[n]
-        for t in range(_STRIDE):
-            t = t0 + t
-            step_t = step[row, t, lanes]
-            x = step_t * u[row, t, lanes].astype(jnp.float32)
-            h, _ = _step(h, a_n, step_t, keep[row, t], x, b, (row, t))
-            y_t = h[0] * c[row, t, 0]
-            for n in range(1, states):
-                y_t += h[n] * c[row, t, n]
-            y[row, t, lanes] = y_t.astype(y.dtype)
-        return h
-
-    jax.lax.fori_loop(0, chunk // _STRIDE, stride, _load_rows(before, (row, piece), states, lanes))
-
-
-def _cotangent_start(step, a, c, keep, dy, start, *, states, chunk):
-    """Reverse scan of a chunk from zero: the cotangent of the state that enters it."""
-    row, piece = pl.program_id(0), pl.program_id(1)
-    lanes = pl.ds(pl.program_id(2) * _LANES, _LANES)
-    a_n = _load_rows(a, (), states, lanes)
-
-    def token(i, g):
-        t = piece * chunk + chunk - 1 - i
-        step_t, keep_t = step[row, t, lanes], keep[row, t]
-        dy_t = dy[row, t, lanes].astype(jnp.float32)
-        return [
-            jnp.exp2(a_n[n] * step_t + keep_t) * (g[n] + dy_t * c[row, t, n]) for n in range(states)
-        ]
-
-    zero = jnp.zeros((_LANES,), jnp.float32)
-    g = jax.lax.fori_loop(0, chunk, token, [zero] * states)
-    for n in range(states):
-        start[row, piece, n, lanes] = g[n]
-
-
-def _gradients(u, step, a, b, c, keep, saved, dy, after, du, dstep, da, db, dc, *, states, chunk):
-    """Reverse scan of a chunk from its true end: all gradients.
-
-    With g the cotangent of h_t (from later tokens and from y_t) and e = g decay h_{t-1}::
-
-        dC_n = sum_E h_n dy      dB_n = sum_E g_n step u      du = step sum_n g_n B_n
-        dstep = u sum_n g_n B_n + ln 2 sum_n a_n e_n          da_n = ln 2 sum_t step e_n
-    """
-    row, piece, block = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    lanes = pl.ds(block * _LANES, _LANES)
-    a_n = _load_rows(a, (), states, lanes)
-    strides = chunk // _STRIDE
-
-    def stride(i, carry):
-        g, da_n = carry
-        t0 = piece * chunk + (strides - 1 - i) * _STRIDE
-        h = _load_rows(saved, (row, t0 // _STRIDE), states, lanes)
-        history, decays = [h], []
-        for t in range(_STRIDE):
-            step_t = step[row, t0 + t, lanes]
-            x = step_t * u[row, t0 + t, lanes].astype(jnp.float32)
-            h, decay = _step(h, a_n, step_t, keep[row, t0 + t], x, b, (row, t0 + t))
-            history.append(h)
-            decays.append(decay)
-        for t in reversed(range(_STRIDE)):
-            at, h, h_before, decay = t0 + t, history[t + 1], history[t], decays[t]
-            step_t, dy_t = step[row, at, lanes], dy[row, at, lanes].astype(jnp.float32)
-            u_t = u[row, at, lanes].astype(jnp.float32)
-            x = step_t * u_t
-            g = [g[n] + dy_t * c[row, at, n] for n in range(states)]
-            dx, dlog = jnp.zeros((_LANES,), jnp.float32), jnp.zeros((_LANES,), jnp.float32)
-            for n in range(states):
-                dc[row, block, at, n] = jnp.sum(h[n] * dy_t)
-                db[row, block, at, n] = jnp.sum(g[n] * x)
-                dx += g[n] * b[row, at, n]
-                g[n] = g[n] * decay[n]
-                e = g[n] * h_before[n]
-                dlog += a_n[n] * e
-                da_n[n] += step_t * e
-            du[row, at, lanes] = (step_t * dx).astype(du.dtype)
-            dstep[row, at, lanes] = u_t * dx + dlog / _LOG2_E
-        return g, da_n
-
-    zero = jnp.zeros((_LANES,), jnp.float32)
-    g = _load_rows(after, (row, piece), states, lanes)
-    _, da_n = jax.lax.fori_loop(0, strides, stride, (g, [zero] * states))
-    for n in range(states):
-        da[row, piece, n, lanes] = da_n[n] / _LOG2_E
+_STOPPED = -1e30  # softplus of it is exactly 0: a token that leaves the state as it is
+_PROGRAMS = 256  # that fill the card
+_MIN_PIECE = 128  # tokens
+_MAX_STATES = 16  # the layouts of other N have not run on a GPU yet; the kernels take up to 64
+_MIN_STATES = 16  # fewer are padded
 
 
 class _Grid:
     """Sizes of the padded operands, and the calls over them."""
 
-    def __init__(self, u_BLE: jax.Array, states: int, interpret: bool):
-        self.batch, length, self.inner = u_BLE.shape
-        self.states, self.interpret = states, interpret
-        self.chunk = min(_CHUNK, length)
-        self.pieces = length // self.chunk
-        self.blocks = self.inner // _LANES
+    def __init__(self, x: dict[str, Any], pieces: int, interpret: bool):
+        self.batch, self.length, self.inner = x["u"].shape
+        self.states = x["a"].shape[0]
+        self.pieces, self.interpret = pieces, interpret
+        self.blocks = self.inner // channels(self.states)
 
     def f32(self, *shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    def per_chunk(self):
+    def per_piece(self):
         return self.f32(self.batch, self.pieces, self.states, self.inner)
 
-    def scan(self, kernel, outputs, *operands):
-        kernel = partial(kernel, states=self.states, chunk=self.chunk)
+    def forward(self, x, outputs):
+        return self._call(selective_forward.walk, selective_forward.HELD, x, outputs)
+
+    def backward(self, kernel, x, outputs):
+        return self._call(kernel, selective_backward.HELD, x, outputs)
+
+    def _call(self, kernel, held, x, outputs):
+        kernel = partial(
+            kernel,
+            states=self.states,
+            length=self.length // self.pieces,
+            interpret=self.interpret,
+        )
         grid = (self.batch, self.pieces, self.blocks)
         return pallas_triton.call(
-            kernel, grid, outputs, *operands, warps=1, interpret=self.interpret
-        )
-
-    def decay(self, total, a, keep):
-        """Decay [B, chunks, N, E] over each whole chunk."""
-        kept = keep.reshape(self.batch, self.pieces, -1).min(axis=-1)[..., None, None]
-        return jnp.exp2(a * total[:, :, None] + kept)
-
-    def pass_on(self, end, decay, start, *, reverse):
-        kernel = partial(_pass_on, pieces=self.pieces, reverse=reverse)
-        outputs = (self.per_chunk(), self.f32(self.batch, self.states, self.inner))
-        grid = (self.batch, self.states, self.inner // 128)
-        return pallas_triton.call(
-            kernel, grid, outputs, end, decay, start, warps=4, interpret=self.interpret
+            kernel, grid, outputs, x, warps=warps(held), interpret=self.interpret
         )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _scan(u, step, a, b, c, keep, h0, interpret):
-    """The scan of padded operands: u, step [B, L, E]; a (in log2) [N, E]; b, c [B, L, N];
-    keep [B, L]; h0 [B, N, E].
-    """
-    return _scan_forward(u, step, a, b, c, keep, h0, interpret, save=False)[0]
+def _pass_on(decay, end, start, *, reverse):
+    """What enters each piece [B, pieces, N, E] when each maps s to ``decay s + end``."""
+    first, others = (-1, slice(1, None)) if reverse else (0, slice(None, -1))
+    end = end.at[:, first].add(decay[:, first] * start)
+
+    def after(one, two):
+        return one[0] * two[0], two[1] + two[0] * one[1]
+
+    _, passed = jax.lax.associative_scan(after, (decay, end), reverse=reverse, axis=1)
+    parts = [start[:, None], passed[:, others]]
+    return jnp.concatenate(parts[::-1] if reverse else parts, axis=1)
 
 
-def _scan_forward(u, step, a, b, c, keep, h0, interpret, save=True):
-    grid = _Grid(u, a.shape[0], interpret)
-    total_shape = grid.f32(grid.batch, grid.pieces, grid.inner)
-    end, total = grid.scan(_chunk_end, (grid.per_chunk(), total_shape), u, step, a, b, keep)
-    decay = grid.decay(total, a, keep)
-    before, last = grid.pass_on(end, decay, h0, reverse=False)
-    y_shape = jax.ShapeDtypeStruct(u.shape, jnp.float32)
-    outputs = [y_shape]
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _scan(x, h0, out_dtype, pieces, interpret):
+    """The scan of padded operands: ``x`` as in `walk`, without ``start``; h0 [B, N, E]."""
+    return _forward(x, h0, out_dtype, pieces, interpret, save=False)[0]
+
+
+def _forward(x, h0, out_dtype, pieces, interpret, save=True):
+    grid = _Grid(x, pieces, interpret)
+    before = h0[:, None]
+    if pieces > 1:
+        ends = {"end": grid.per_piece(), "decay": grid.per_piece()}
+        first = grid.forward(x | {"start": None}, ends)
+        before = _pass_on(first["decay"], first["end"], h0, reverse=False)
+    outputs = {"out": jax.ShapeDtypeStruct(x["u"].shape, out_dtype), "end": grid.per_piece()}
     if save:
-        outputs.append(grid.f32(grid.batch, u.shape[1] // _STRIDE, grid.states, grid.inner))
-    y, *saved = grid.scan(_outputs, outputs, u, step, a, b, c, keep, before)
-    return (y, last), (u, step, a, b, c, keep, decay, *saved)
+        rounds = grid.length // selective_forward.TOKENS
+        outputs["saved"] = grid.f32(grid.batch, rounds, grid.states, grid.inner)
+    y = grid.forward(x | {"start": before}, outputs)
+    return (y["out"], y["end"][:, -1]), (x, y.get("saved"))
 
 
-def _scan_backward(interpret, residuals, cotangents):
-    u, step, a, b, c, keep, decay, saved = residuals
-    dy, dlast = cotangents
-    grid = _Grid(u, a.shape[0], interpret)
-    start = grid.scan(_cotangent_start, grid.per_chunk(), step, a, c, keep, dy)
-    after, dh0 = grid.pass_on(start, decay, dlast, reverse=True)
-    per_block = grid.f32(grid.batch, grid.blocks, *b.shape[1:])
-    du_shape = jax.ShapeDtypeStruct(u.shape, u.dtype)
-    outputs = (du_shape, grid.f32(*u.shape), grid.per_chunk(), per_block, per_block)
-    du, dstep, da, db, dc = grid.scan(_gradients, outputs, u, step, a, b, c, keep, saved, dy, after)
-    return du, dstep, da.sum(axis=(0, 1)), db.sum(axis=1), dc.sum(axis=1), None, dh0
+def _backward(out_dtype, pieces, interpret, residuals, cotangents):
+    del out_dtype
+    x, saved = residuals
+    dout, dlast = cotangents
+    grid = _Grid(x, pieces, interpret)
+    x_dout = x | {"dout": dout}
+    after = dlast[:, None]
+    if pieces > 1:
+        starts = {"start": grid.per_piece(), "decay": grid.per_piece()}
+        first = grid.backward(selective_backward.walk_cotangent, x_dout, starts)
+        after = _pass_on(first["decay"], first["start"], dlast, reverse=True)
+    held, summed = selective_backward.HELD, selective_backward.SUMMED
+    slices = grid.states // held
+    outputs = {
+        "du": jax.ShapeDtypeStruct(x["u"].shape, x["u"].dtype),
+        "dstep": jax.ShapeDtypeStruct(x["step"].shape, x["step"].dtype),
+        "start": grid.per_piece(),
+        "da": grid.per_piece(),
+        "db_dc": grid.f32(
+            grid.batch, grid.blocks, grid.length // summed, slices, summed * 2 * held
+        ),
+    }
+    if x["gate"] is not None:
+        outputs["dgate"] = jax.ShapeDtypeStruct(x["gate"].shape, x["gate"].dtype)
+    for name in ("skip", "bias"):
+        if x[name] is not None:
+            outputs["d" + name] = grid.f32(grid.batch, grid.pieces, grid.inner)
+    y = grid.backward(
+        selective_backward.walk_gradients, x_dout | {"saved": saved, "after": after}, outputs
+    )
+    db_dc = y["db_dc"].sum(axis=1).reshape(grid.batch, -1, slices, summed, 2, held)
+    db, dc = db_dc.transpose(4, 0, 1, 3, 2, 5).reshape(2, *x["b"].shape)
+    dx = {"u": y["du"], "step": y["dstep"], "a": y["da"].sum(axis=(0, 1)), "b": db, "c": dc}
+    dx |= {"gate": y.get("dgate"), "keep": None}
+    for name in ("skip", "bias"):
+        dx[name] = None if x[name] is None else y["d" + name].sum(axis=(0, 1))
+    return dx, y["start"][:, 0]
 
 
-_scan.defvjp(_scan_forward, _scan_backward)
+_scan.defvjp(_forward, _backward)
 
 
 def obstacle(u_BLE: jax.Array, a_EN: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     common = pallas_triton.obstacle(u_BLE)
-    if common is None and a_EN.shape[1] > 16:
-        return f"state_size {a_EN.shape[1]} is more than the 16 that fit the registers"
+    if common is None and a_EN.shape[1] > _MAX_STATES:
+        return f"state_size {a_EN.shape[1]} is more than {_MAX_STATES}"
     return common
+
+
+def _pieces(programs: int, length: int) -> int:
+    """Pieces of time: one where ``programs`` of a row nearly fill the card."""
+    if 3 * programs > 2 * _PROGRAMS:
+        return 1
+    return max(1, min(_PROGRAMS // programs, length // _MIN_PIECE))
 
 
 def selective_scan(
@@ -259,28 +163,45 @@ def selective_scan(
     resets_BL: jax.Array | None,
     h0_BEN: jax.Array,
     *,
+    step_bias_E: jax.Array | None = None,
+    skip_E: jax.Array | None = None,
+    gate_BLE: jax.Array | None = None,
+    out_dtype: DTypeLike | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.diagonal_scan.selective.selective_scan`; any L, any E."""
-    _, length, inner = u_BLE.shape
-    multiple = _CHUNK if length > _CHUNK else _STRIDE
-    tokens, channels = -length % multiple, -inner % 128
+    batch, length, inner = u_BLE.shape
+    states = max(_MIN_STATES, 1 << (a_EN.shape[1] - 1).bit_length())
+    extra = states - a_EN.shape[1]
+    pieces = _pieces(batch * -(-inner // channels(states)), length)
+    tokens, idle = -length % (selective_forward.TOKENS * pieces), -inner % channels(states)
 
-    def pad(x, *edges):
-        """Zero-pad: a zero step keeps the state, a zero channel stays zero."""
-        return jnp.pad(x, [(0, edge) for edge in edges])
+    def pad(x, *edges, fill=0.0):
+        if x is None or not any(edges):
+            return x
+        return jnp.pad(x, [(0, edge) for edge in edges], constant_values=fill)
 
-    keep_BL = jnp.zeros(u_BLE.shape[:2], jnp.float32)
+    def f32(x):
+        return None if x is None else x.astype(jnp.float32)
+
+    keep_BL = None
     if resets_BL is not None:
-        keep_BL = jnp.where(resets_BL, _CLEAR, keep_BL)
+        keep_BL = jnp.where(resets_BL, _CLEAR, 0.0).astype(jnp.float32)
+    # Steps of zero keep the state; states and channels beyond the end stay zero.
+    still = 0.0 if step_bias_E is None else _STOPPED
+    x = {
+        "u": pad(u_BLE, 0, tokens, idle),
+        "step": pad(step_BLE, 0, tokens, idle, fill=still),
+        "a": pad(a_EN.astype(jnp.float32).T * LOG2_E, extra, idle),
+        "b": pad(b_BLN.astype(jnp.float32), 0, tokens, extra),
+        "c": pad(c_BLN.astype(jnp.float32), 0, tokens, extra),
+        "keep": pad(keep_BL, 0, tokens),
+        "bias": pad(f32(step_bias_E), idle),
+        "skip": pad(f32(skip_E), idle),
+        "gate": pad(gate_BLE, 0, tokens, idle),
+    }
+    h0_BNE = pad(h0_BEN.astype(jnp.float32).swapaxes(1, 2), 0, extra, idle)
     y_BLE, h_BNE = _scan(  # pyright: ignore[reportGeneralTypeIssues]
-        pad(u_BLE, 0, tokens, channels),
-        pad(step_BLE.astype(jnp.float32), 0, tokens, channels),
-        pad(a_EN.astype(jnp.float32).T * _LOG2_E, 0, channels),
-        pad(b_BLN.astype(jnp.float32), 0, tokens, 0),
-        pad(c_BLN.astype(jnp.float32), 0, tokens, 0),
-        pad(keep_BL, 0, tokens),
-        pad(h0_BEN.swapaxes(1, 2), 0, 0, channels),
-        interpret,
+        x, h0_BNE, jnp.dtype(out_dtype or jnp.float32), pieces, interpret
     )
-    return y_BLE[:, :length, :inner], h_BNE[..., :inner].swapaxes(1, 2)
+    return y_BLE[:, :length, :inner], h_BNE[:, : a_EN.shape[1], :inner].swapaxes(1, 2)
