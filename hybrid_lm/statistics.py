@@ -134,7 +134,7 @@ def hierarchical_ci95(differences: np.ndarray, *, resamples: int) -> np.ndarray:
         raise UserError("an interval over seeds needs at least 2 of them")
     require_enough(documents, resamples)
     rng = np.random.default_rng(0)
-    of_seeds, of_documents = _errors(differences)
+    of_seeds, _ = _errors(differences)
     by_document = differences.mean(axis=0)
     mean = by_document.mean(axis=0)
     drawn = rng.multinomial(documents, np.full(documents, 1 / documents), resamples) / documents
