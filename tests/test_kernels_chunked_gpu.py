@@ -18,7 +18,7 @@ BATCH, HEADS, N, P = 2, 4, 16, 32
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 
 
-def operands(length: int, groups: int, *, strengths: bool, dtype=jnp.float32):
+def operands(length: int, groups: int, *, strengths: bool, dtype=jnp.float32, width: int = P):
     """q, k, v, (beta,) log decay, initial state, and cotangents of the outputs and last state."""
     rng = np.random.default_rng(length)
 
@@ -27,12 +27,12 @@ def operands(length: int, groups: int, *, strengths: bool, dtype=jnp.float32):
 
     k = normal(BATCH, length, groups, N)
     k /= jnp.linalg.norm(k, axis=-1, keepdims=True)
-    qkv = normal(BATCH, length, groups, N), k, normal(BATCH, length, HEADS, P)
+    qkv = normal(BATCH, length, groups, N), k, normal(BATCH, length, HEADS, width)
     by_head = BATCH, length, HEADS
     beta = (jax.nn.sigmoid(normal(*by_head)),) if strengths else ()
-    state = normal(BATCH, HEADS, N, P)
+    state = normal(BATCH, HEADS, N, width)
     inputs = *(x.astype(dtype) for x in qkv), *beta, -jnp.exp(normal(*by_head) - 1), state
-    return inputs, (normal(*by_head, P), normal(BATCH, HEADS, N, P))
+    return inputs, (normal(*by_head, width), normal(BATCH, HEADS, N, width))
 
 
 def starts(length: int) -> np.ndarray:
@@ -48,15 +48,20 @@ def values_and_gradients(op, resets_BL, cotangents, *inputs):
     return *values, *pull(cotangents)
 
 
-# Long enough for several spans of the walk; heads that share q and k in several parts.
+# Long enough for several spans of the walk; heads that share q and k in several parts; one column
+# more, as a normaliser has.
 @pytest.mark.parametrize(
-    ("length", "groups", "packed"),
-    [(300, 2, True), pytest.param(32, 1, False, marks=pytest.mark.thorough)],
+    ("length", "groups", "packed", "width"),
+    [
+        (300, 2, True, P),
+        pytest.param(32, 1, False, P, marks=pytest.mark.thorough),
+        pytest.param(70, HEADS, True, P + 1, marks=pytest.mark.thorough),
+    ],
 )
-def test_ssd_equals_the_definition(monkeypatch, length, groups, packed):
+def test_ssd_equals_the_definition(monkeypatch, length, groups, packed, width):
     monkeypatch.setattr(ssd_gpu, "_CHUNK", 16)
     monkeypatch.setattr(ssd_gpu, "_PARTS", 80)
-    inputs, cotangents = operands(length, groups, strengths=False)
+    inputs, cotangents = operands(length, groups, strengths=False, width=width)
     resets_BL = starts(length) if packed else None
     forms = partial(ssd_gpu.ssd, interpret=True), partial(ssd, implementation="reference")
     got, want = (

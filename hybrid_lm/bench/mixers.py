@@ -3,7 +3,10 @@
 import dataclasses
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +16,12 @@ from flax import nnx
 from jax.experimental import serialize_executable
 
 from hybrid_lm import mixers
-from hybrid_lm.bench.results import Row
+from hybrid_lm.bench.results import Form, Row, markdown
 from hybrid_lm.bench.timing import compiled_in, measured
 from hybrid_lm.errors import UserError
 from hybrid_lm.mixers import Context, MixerConfig
+
+MEASURES = ("forward", "forward + backward")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Mixers:
     """Every registered mixer, and softmax attention with a window of 1024, at each length.
 
     Compiled side by side in processes of their own; on GPUs, XLA takes products from cuBLAS alone.
+    What fails says so in its row, and stops no other. With ``--output``, rows are added to those
+    of the same device, versions and settings that are there already.
     """
 
     width: int = 1024
@@ -37,6 +44,11 @@ class Mixers:
     only: tuple[str, ...] = ()
     """Keys of the mixers to time; none means all."""
 
+    def form(self) -> Form:
+        """Rows are of a mixer and a length."""
+        settings = {"width": self.width, "batch": self.batch, "dtype": self.dtype}
+        return Form(("mixer", "length"), settings, by_length)
+
     def rows(self) -> list[Row]:
         unknown = [key for key in self.only if key not in mixers.names()]
         if unknown:
@@ -46,17 +58,14 @@ class Mixers:
             window = dataclasses.replace(configs["attention"], window=1024)
             configs["attention, window 1024"] = window
         cases = [(name, length) for name in configs for length in self.lengths]
-        workers = min(os.cpu_count() or 1, len(cases))
-        processes = multiprocessing.get_context("spawn")
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share the device
-        # Compiling takes far longer than running, and threads of one process wait for each other.
-        with ProcessPoolExecutor(workers, processes, _without_triton_products) as pool:
-            by_case = [pool.submit(self.compiled, configs[name], length) for name, length in cases]
-            leaves = {
-                name: jax.tree.leaves(nnx.state(config.build(self.width, nnx.Rngs(0))))
-                for name, config in configs.items()
-            }
-            programs = [case.result() for case in by_case]
+        os.environ.setdefault(
+            "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+        )  # processes share the device
+        programs = in_processes(self.compiled, [(configs[name], at) for name, at in cases])
+        leaves = {
+            name: jax.tree.leaves(nnx.state(config.build(self.width, nnx.Rngs(0))))
+            for name, config in configs.items()
+        }
         return [
             self._row(name, length, leaves[name], compiled)
             for (name, length), compiled in zip(cases, programs, strict=True)
@@ -80,9 +89,8 @@ class Mixers:
             y_BLD, pull = jax.vjp(forward, leaves, x_BLD)
             return pull(jnp.ones_like(y_BLD))
 
-        functions = {"forward": forward, "forward + backward": both}
         programs = {}
-        for name, function in functions.items():
+        for name, function in zip(MEASURES, (forward, both), strict=True):
             compiled, compile_s = compiled_in(function, leaves, x_BLD)
             programs[name] = serialize_executable.serialize(compiled), compile_s
         return programs
@@ -92,25 +100,92 @@ class Mixers:
         name: str,
         length: int,
         leaves: list[jax.Array],
-        programs: dict[str, tuple[Any, float]],
+        programs: dict[str, tuple[Any, float]] | Exception,
     ) -> Row:
         shape = (self.batch, length, self.width)
         x_BLD = jax.random.normal(jax.random.key(1), shape, self.dtype)
         row: Row = {"mixer": name, "length": length}
-        for measure, (serialized, compile_s) in programs.items():
+        for measure in MEASURES:
             try:
+                if isinstance(programs, Exception):
+                    raise programs
+                serialized, compile_s = programs[measure]
                 device = jax.devices()[:1]  # where it was compiled for
                 compiled = serialize_executable.deserialize_and_load(
                     *serialized, execution_devices=device
                 )
                 timing = measured(compiled, compile_s, leaves, x_BLD)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                row |= {f"{measure} ms": "out of memory", f"{measure} MiB": "out of memory"}
+            except Exception as error:  # the other rows are still worth their time
+                text = str(error) or repr(error)
+                reason = "out of memory" if "RESOURCE_EXHAUSTED" in text else "failed"
+                row |= {f"{measure} ms": reason, f"{measure} MiB": reason}
+                print(f"{name}, {length}, {measure}: {text[:300]}", file=sys.stderr)
             else:
-                row |= {f"{measure} ms": timing.ms, f"{measure} MiB": round(timing.temp_mib)}
+                row |= {f"{measure} ms": timing.ms, f"{measure} MiB": round(timing.peak_mib)}
         return row
+
+
+def by_length(rows: list[Row]) -> list[str]:
+    """A table for each measure, of a row per mixer: ms and MiB at each length, fastest first."""
+    lines = ["ms: median. MiB: what the device holds at once: inputs, outputs and temporaries.", ""]
+    lengths = sorted({row["length"] for row in rows})
+    cells = {(row["mixer"], row["length"]): row for row in rows}
+
+    def slowness(name: str) -> tuple[bool, float]:
+        """At the longest length, where that was measured."""
+        ms = cells.get((name, lengths[-1]), {}).get(f"{MEASURES[-1]} ms")
+        return not isinstance(ms, float), ms if isinstance(ms, float) else 0.0
+
+    names = sorted(dict.fromkeys(row["mixer"] for row in rows), key=slowness)
+    for measure in MEASURES:
+        table = []
+        for name in names:
+            row: Row = {"mixer": name}
+            for length in lengths:
+                cell = cells.get((name, length), {})
+                row |= {
+                    f"{length:,} {unit}": cell.get(f"{measure} {unit}", "–")
+                    for unit in ("ms", "MiB")
+                }
+            table.append(row)
+        lines += [f"{measure.capitalize()}:", "", *markdown(table), ""]
+    return lines[:-1]
+
+
+def in_processes(function: Callable[..., Any], cases: list[tuple[Any, ...]]) -> list[Any]:
+    """``function`` of each case, in processes side by side; an exception in place of what failed.
+
+    Compiling takes far longer than running, and threads of one process wait for each other. Where a
+    process dies, and all that it shares its pool with, each of them gets one of its own.
+
+    Raises:
+        UserError: if a case did.
+    """
+    workers = min(os.cpu_count() or 1, len(cases))
+
+    def pool(workers: int) -> ProcessPoolExecutor:
+        spawn = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(workers, spawn, _without_triton_products)
+
+    def outcome(future: Future[Any]) -> Any:
+        try:
+            return future.result()
+        except UserError:
+            raise
+        except Exception as error:
+            return error
+
+    def alone(case: tuple[Any, ...]) -> Any:
+        with pool(1) as own:
+            return outcome(own.submit(function, *case))
+
+    with pool(workers) as shared:
+        outcomes = [outcome(f) for f in [shared.submit(function, *case) for case in cases]]
+    died = [i for i, found in enumerate(outcomes) if isinstance(found, BrokenProcessPool)]
+    with ThreadPoolExecutor(workers) as threads:
+        again = threads.map(alone, [cases[i] for i in died])
+        outcomes = dict(enumerate(outcomes)) | dict(zip(died, again, strict=True))
+    return list(outcomes.values())
 
 
 def _without_triton_products() -> None:

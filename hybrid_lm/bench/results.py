@@ -1,7 +1,9 @@
-"""Benchmark results: a table for the terminal, JSON and markdown with device, date and versions."""
+"""Results: a table for the terminal, JSON and markdown with dates, device and versions."""
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,36 +16,66 @@ from rich.table import Table
 Row = dict[str, Any]
 
 
-def publish(name: str, rows: list[Row], output: Path | None) -> None:
-    """Print ``rows`` (dicts with the same keys); write NAME.json and NAME.md under ``output``."""
+def markdown(rows: list[Row]) -> list[str]:
+    """The lines of a table of rows (dicts with the same keys)."""
     columns = list(rows[0])
-    table = Table(*columns, title=f"{name} on {jax.devices()[0].device_kind}")
+    return [
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join('---' for _ in columns)} |",
+        *(f"| {' | '.join(show(row[column]) for column in columns)} |" for row in rows),
+    ]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the rows of a benchmark are kept.
+
+    Attributes:
+        key: columns that name a row. With any, rows are added to those that an earlier run left of
+            the same device, versions and settings, in the place of rows of the same name.
+        settings: what all rows were taken with.
+        pages: the lines of the markdown under the head.
+    """
+
+    key: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    pages: Callable[[list[Row]], list[str]] = markdown
+
+
+def publish(name: str, rows: list[Row], output: Path | None, form: Form) -> None:
+    """Print ``rows`` (dicts with the same keys); write NAME.json and NAME.md under ``output``."""
+    device = jax.devices()[0].device_kind
+    table = Table(*rows[0], title=f"{name} on {device}")
     for row in rows:
-        table.add_row(*(_show(row[column]) for column in columns))
+        table.add_row(*map(show, row.values()))
     Console().print(table)
     if output is None:
         return
     about = {
-        "device": jax.devices()[0].device_kind,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": " ".join(["python -m hybrid_lm.bench", *sys.argv[1:]]),
+        "device": device,
         "versions": {package: version(package) for package in ("jax", "jaxlib", "flax")},
+        "settings": form.settings,
     }
+    command = " ".join(["python -m hybrid_lm.bench", *sys.argv[1:]])
+    runs = [{"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": command}]
     output.mkdir(parents=True, exist_ok=True)
-    record = json.dumps(about | {"rows": rows}, indent=2)
-    (output / f"{name}.json").write_text(record + "\n", encoding="utf-8")
+    record = output / f"{name}.json"
+    if form.key and record.exists():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        if all(earlier.get(what) == value for what, value in about.items()):
+            runs = [run for run in earlier["runs"] if run not in runs] + runs
+            by_name = {tuple(row[k] for k in form.key): row for row in earlier["rows"] + rows}
+            rows = list(by_name.values())
+    text = json.dumps(about | {"runs": runs, "rows": rows}, indent=2)
+    record.write_text(text + "\n", encoding="utf-8")
+    settings = [", ".join(f"{what} {value}" for what, value in form.settings.items())]
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
-    lines = [
-        f"{about['device']}, {about['date']}, {versions}.",
-        "",
-        f"    {about['command']}",
-        "",
-        f"| {' | '.join(columns)} |",
-        f"| {' | '.join('---' for _ in columns)} |",
-        *(f"| {' | '.join(_show(row[column]) for column in columns)} |" for row in rows),
-    ]
+    lines = [f"{device}, {versions}.", *(f"{line}." for line in settings if line), ""]
+    lines += [f"    {run['command']}    # {run['date']}" for run in runs]
+    lines += ["", *form.pages(rows)]
     (output / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A cell of a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -17,12 +17,12 @@ class Timing(NamedTuple):
     Attributes:
         ms: milliseconds per call, median.
         compile_s: seconds to trace and compile.
-        temp_mib: MiB that the program holds beside its inputs and outputs.
+        peak_mib: MiB that the program holds: inputs, outputs and temporaries.
     """
 
     ms: float
     compile_s: float
-    temp_mib: float
+    peak_mib: float
 
 
 def compiled_in(function: Callable[..., Any], *operands: Any) -> tuple[Any, float]:
@@ -49,4 +49,5 @@ def measured(compiled: Any, compile_s: float, *operands: Any) -> Timing:
         del results
     memory = compiled.memory_analysis()
     assert memory is not None, "every backend reports what its programs hold"
-    return Timing(1e3 * statistics.median(samples), compile_s, memory.temp_size_in_bytes / 2**20)
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return Timing(1e3 * statistics.median(samples), compile_s, peak / 2**20)

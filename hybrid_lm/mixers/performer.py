@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.precision import einsum_half
 from hybrid_lm.layers import RMSNorm
 from hybrid_lm.mixers.base import Context, MixerConfig, State, register
 from hybrid_lm.mixers.kernelized import KernelizedMixer, ends_of_documents
@@ -118,7 +118,7 @@ class PerformerMixer(KernelizedMixer):
         """``w_n . u`` [B, L, H, N] and ``|u|^2 / 2`` [B, L, H, 1] in float32."""
         w_NK = directions(self.config.features, self.head_dim, self.config.seed)
         x_BLHK *= self.head_dim**-0.25
-        exponents_BLHN = einsum_f32("blhk,nk->blhn", x_BLHK, jnp.asarray(w_NK, x_BLHK.dtype))
+        exponents_BLHN = einsum_half("blhk,nk->blhn", x_BLHK, jnp.asarray(w_NK, x_BLHK.dtype))
         wide_BLHK = x_BLHK.astype(exponents_BLHN.dtype)
         return exponents_BLHN, jnp.sum(wide_BLHK * wide_BLHK, axis=-1, keepdims=True) / 2
 

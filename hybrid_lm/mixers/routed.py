@@ -119,8 +119,13 @@ class RoutedMixer(AttentionMixer):
         first_BTGRK = first_BTHK.reshape(batch, count, self.kv_heads, -1, self.head_dim)
         first_BTGK = jnp.mean(first_BTGRK, axis=3, dtype=wide)
         shape_BGF = (batch, self.kv_heads, tiles.finished_BF.shape[1])
-        first_BGF = jnp.broadcast_to(tiles.finished_BF[:, None], shape_BGF)
-        k_BGFCK = slices(jnp.moveaxis(k_BSGK, 2, 1), first_BGF, tiles.block_size)
+        k_BGSK = jnp.moveaxis(k_BSGK, 2, 1)
+        if tiles.aligned:  # The blocks follow each other.
+            k_BGSK = k_BGSK[:, :, : shape_BGF[2] * tiles.block_size]
+            k_BGFCK = k_BGSK.reshape(*shape_BGF, tiles.block_size, self.head_dim)
+        else:
+            first_BGF = jnp.broadcast_to(tiles.finished_BF[:, None], shape_BGF)
+            k_BGFCK = slices(k_BGSK, first_BGF, tiles.block_size)
         mean_BGFK = jnp.mean(k_BGFCK, axis=3, dtype=wide)
         scores = einsum_f32("btgk,bgfk->btgf", first_BTGK, mean_BGFK) / self.head_dim**0.5
         number_BTF = jnp.arange(shape_BGF[2]) - tiles.base_BT[..., None]

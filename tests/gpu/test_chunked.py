@@ -23,6 +23,11 @@ SHAPES = {  # B, L, H, G, N, P, mean of the log of -log decay
     "wide": (1, 300, 2, 2, 128, 256, -3.0),
 }
 SSD = [(shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16") if shape != "wide"]
+SHAPES |= {
+    "normalised": (1, 1037, 4, 4, 256, 129, -6.0),
+    "many keys": (2, 300, 2, 2, 256, 128, -3.0),
+}
+SSD += [(shape, "bfloat16") for shape in ("normalised", "many keys")]
 BF16 = [(shape, "bfloat16") for shape in ("odd", "short", "many spans", "fast decay", "wide")]
 
 

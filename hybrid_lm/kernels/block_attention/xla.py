@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.block_attention.tiles import Tiles
-from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.precision import einsum_half
 
 _LOW = -1e30  # below any score, and finite so that the maximum of nothing is harmless
 
@@ -46,7 +46,7 @@ def block_attention(
 
 def _softmax(q_BGnCRK, k_BGnSK, v_BGnSP, seen_BGnCS, bias_BGnS=None) -> _Softmax:
     """Queries of each of n blocks over the keys S of the block -> [B, G, n, C, R]."""
-    scores = einsum_f32("bgncrk,bgnsk->bgncrs", q_BGnCRK, k_BGnSK) / q_BGnCRK.shape[-1] ** 0.5
+    scores = einsum_half("bgncrk,bgnsk->bgncrs", q_BGnCRK, k_BGnSK) / q_BGnCRK.shape[-1] ** 0.5
     if bias_BGnS is not None:
         scores += bias_BGnS[:, :, :, None, None]
     # XLA may compute them anew, and round them differently, for each of their uses: large scores
@@ -54,7 +54,7 @@ def _softmax(q_BGnCRK, k_BGnSK, v_BGnSP, seen_BGnCS, bias_BGnS=None) -> _Softmax
     scores = jax.lax.optimization_barrier(jnp.where(seen_BGnCS[..., None, :], scores, _LOW))
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     weights = jnp.where(seen_BGnCS[..., None, :], jnp.exp(scores - top[..., None]), 0.0)
-    values = einsum_f32("bgncrs,bgnsp->bgncrp", weights.astype(v_BGnSP.dtype), v_BGnSP)
+    values = einsum_half("bgncrs,bgnsp->bgncrp", weights.astype(v_BGnSP.dtype), v_BGnSP)
     return _Softmax(top, weights.sum(-1), values)
 
 

@@ -20,6 +20,7 @@ from hybrid_lm.kernels.spans import choose_spans, walk
 
 _CHUNK = 64
 _COLUMNS = 64  # of a state in one program of the walk
+_LEAST_COLUMNS = 16  # that a matrix product takes
 _PARTS = 1024  # parts of heads, chunk by chunk, that fill it
 
 
@@ -107,9 +108,17 @@ _ssd.defvjp(_ssd_forward, _ssd_backward)
 def obstacle(k_BLGN: jax.Array, v_BLHP: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     n, width = k_BLGN.shape[-1], v_BLHP.shape[-1]
-    if reason := chunked_gpu.states_obstacle(n, width):
+    most = _power_of_two(width)
+    if most < width and v_BLHP.dtype == jnp.float32:
+        return f"float32 and {width} columns of values"
+    if reason := chunked_gpu.states_obstacle(n, most):
         return reason
     return pallas_triton.obstacle(v_BLHP)
+
+
+def _power_of_two(width: int) -> int:
+    """The largest that is not above ``width``."""
+    return 1 << (width.bit_length() - 1)
 
 
 def ssd(
@@ -124,7 +133,11 @@ def ssd(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `hybrid_lm.kernels.ssd.ssd`; any L."""
+    """See `hybrid_lm.kernels.ssd.ssd`; any L.
+
+    Columns of values do not see each other: what is above a power of two, as the column of ones of
+    a normaliser is, goes through the kernels by itself.
+    """
     batch, length, heads, width = v_BLHP.shape
     groups = k_BLGN.shape[2]
     share = heads // groups
@@ -146,6 +159,19 @@ def ssd(
         if skip_H is None:
             skip_H = jnp.zeros(heads, jnp.float32)
         scales = Scales(jnp.moveaxis(pad(strength_BLH), 2, 1), skip_H)
-    operands = (pad(q_BLGN), pad(k_BLGN), v, factors, scales, initial_state_BHNP)
-    y, last = _ssd(*operands, spans, sizes)  # pyright: ignore[reportGeneralTypeIssues]
-    return y[:, :length].astype(jnp.float32), last
+    q, k, most = pad(q_BLGN), pad(k_BLGN), _power_of_two(width)
+
+    def columns(first: int, last: int) -> tuple[jax.Array, jax.Array]:
+        def some(x):
+            missing = max(pl.next_power_of_2(last - first), _LEAST_COLUMNS) - (last - first)
+            return jnp.pad(x[..., first:last], [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+        operands = (q, k, some(v), factors, scales, some(initial_state_BHNP))
+        y, state = _ssd(*operands, spans, sizes)  # pyright: ignore[reportGeneralTypeIssues]
+        return y[:, :length, :, : last - first], state[..., : last - first]
+
+    y, last = columns(0, most)
+    if most < width:
+        rest = columns(most, width)
+        y, last = (jnp.concatenate(x, axis=-1) for x in zip((y, last), rest, strict=True))
+    return y.astype(jnp.float32), last
