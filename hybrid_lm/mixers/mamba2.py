@@ -126,13 +126,13 @@ class Mamba2Mixer(nnx.Module):
             chunk_size=config.chunk_size,
             implementation=ctx.implementation.ssd,
         )
-        y_BLE = gated_norm(
+        y_BLD = gated_norm(
             y_BLHP.astype(x_BLD.dtype).reshape(batch, length, self.inner),
             project("bld,de->ble", x_BLD, self.z),
             self.norm.scale[...],
+            self.out[...],
             implementation=ctx.implementation.gated_norm,
         )
-        y_BLD = project("ble,ed->bld", y_BLE, self.out)
         convs = {"conv_x": conv_x, "conv_bc": conv_bc}
         return y_BLD, convs | {"ssm": ssm, "segment": ctx.last_segment_B()}
 
