@@ -1,7 +1,7 @@
 """One pass over memory forward and one backward, as Pallas kernels (Triton backend).
 
-A program takes some tokens after others, all heads of them at once: they share the angles. The
-gradient of the norm's scale is summed over programs by XLA, in a fixed order.
+A program takes some tokens of one head. The gradient of the norm's scale is summed over programs by
+XLA, in a fixed order.
 """
 
 from functools import partial
@@ -16,99 +16,68 @@ from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.rotary import xla
 
 _TOKENS = 64  # of a program
-_TILE = 4096  # channels of tokens taken at a time
-_WARPS = 4
 _DIMS = (32, 64, 128, 256)
 
 
-def _heads(heads: int) -> int:
-    """Of a program: a power of 2, as Triton's tiles are."""
-    return heads & -heads
-
-
-def _halves(ref, tokens, heads):
-    """Both halves of the channels of some tokens' heads, float32."""
+def _halves(ref, tokens, head):
+    """Both halves of the channels of some tokens' head, float32."""
     half = ref.shape[-1] // 2
     cuts = pl.ds(0, half), pl.ds(half, half)
-    return [ref[tokens, heads, cut].astype(jnp.float32) for cut in cuts]
+    return [ref[tokens, head, cut].astype(jnp.float32) for cut in cuts]
 
 
-def _store_halves(ref, tokens, heads, halves):
+def _store_halves(ref, tokens, head, halves):
     half = ref.shape[-1] // 2
     for i, values in enumerate(halves):
-        ref[tokens, heads, pl.ds(i * half, half)] = values.astype(ref.dtype)
+        ref[tokens, head, pl.ds(i * half, half)] = values.astype(ref.dtype)
 
 
 def _scales(scale):
     half = scale.shape[0] // 2
-    return [scale[pl.ds(i * half, half)][None, None, :] for i in range(2)]
+    return [scale[pl.ds(i * half, half)][None, :] for i in range(2)]
 
 
 def _mean(halves_a, halves_b):
-    """Of the products, over all channels: [T, H, 1]."""
-    total_TH = sum(jnp.sum(a * b, axis=2) for a, b in zip(halves_a, halves_b, strict=True))
-    return (total_TH / (2 * halves_a[0].shape[2]))[:, :, None]
+    """Of the products, over all channels: [T, 1]."""
+    total_T = sum(jnp.sum(a * b, axis=1) for a, b in zip(halves_a, halves_b, strict=True))
+    return (total_T / (2 * halves_a[0].shape[1]))[:, None]
 
 
-def _tiles(x, tile):
-    """The program's heads, and of every tile its tokens."""
-    count = _heads(x.shape[1])
-    first = pl.program_id(0) * _TOKENS
-    return pl.ds(pl.program_id(1) * count, count), lambda i: pl.ds(first + i * tile, tile)
+def _forward_kernel(x, scale, cos, sin, out, *, epsilon):
+    tokens, head = pl.ds(pl.program_id(0) * _TOKENS, _TOKENS), pl.program_id(1)
+    halves = _halves(x, tokens, head)
+    inverse_T1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
+    left, right = (a * inverse_T1 * s for a, s in zip(halves, _scales(scale), strict=True))
+    cos_TK, sin_TK = cos[tokens, :], sin[tokens, :]
+    turned = left * cos_TK - right * sin_TK, right * cos_TK + left * sin_TK
+    _store_halves(out, tokens, head, turned)
 
 
-def _forward_kernel(x, scale, cos, sin, out, *, tile, epsilon):
-    heads, tokens_of = _tiles(x, tile)
-
-    def turn(i, _):
-        tokens = tokens_of(i)
-        halves = _halves(x, tokens, heads)
-        inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
-        left, right = (a * inverse_TH1 * s for a, s in zip(halves, _scales(scale), strict=True))
-        cos_T1K, sin_T1K = cos[tokens, :][:, None, :], sin[tokens, :][:, None, :]
-        turned = left * cos_T1K - right * sin_T1K, right * cos_T1K + left * sin_T1K
-        _store_halves(out, tokens, heads, turned)
-
-    jax.lax.fori_loop(0, _TOKENS // tile, turn, None)
-
-
-def _backward_kernel(x, scale, cos, sin, dout, dx, dscale, *, tile, epsilon):
-    heads, tokens_of = _tiles(x, tile)
-    half = x.shape[2] // 2
-
-    def turn_back(i, sums):
-        tokens = tokens_of(i)
-        halves, (dleft, dright) = _halves(x, tokens, heads), _halves(dout, tokens, heads)
-        cos_T1K, sin_T1K = cos[tokens, :][:, None, :], sin[tokens, :][:, None, :]
-        dturned = dleft * cos_T1K + dright * sin_T1K, dright * cos_T1K - dleft * sin_T1K
-        inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
-        units = [a * inverse_TH1 for a in halves]
-        sums = [
-            s + jnp.sum(jnp.sum(d * u, axis=0), axis=0)
-            for s, d, u in zip(sums, dturned, units, strict=True)
-        ]
-        dunits = [d * s for d, s in zip(dturned, _scales(scale), strict=True)]
-        share_TH1 = _mean(dunits, units)
-        gradients = [inverse_TH1 * (d - u * share_TH1) for d, u in zip(dunits, units, strict=True)]
-        _store_halves(dx, tokens, heads, gradients)
-        return sums
-
-    zeros = [jnp.zeros(half, jnp.float32)] * 2
-    sums = jax.lax.fori_loop(0, _TOKENS // tile, turn_back, zeros)
-    for i, sum_K in enumerate(sums):
-        dscale[pl.program_id(0), pl.program_id(1), pl.ds(i * half, half)] = sum_K
+def _backward_kernel(x, scale, cos, sin, dout, dx, dscale, *, epsilon):
+    program, head = pl.program_id(0), pl.program_id(1)
+    tokens = pl.ds(program * _TOKENS, _TOKENS)
+    halves, (dleft, dright) = _halves(x, tokens, head), _halves(dout, tokens, head)
+    cos_TK, sin_TK = cos[tokens, :], sin[tokens, :]
+    dturned = dleft * cos_TK + dright * sin_TK, dright * cos_TK - dleft * sin_TK
+    inverse_T1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
+    units = [a * inverse_T1 for a in halves]
+    half = units[0].shape[1]
+    for i in range(2):
+        dscale[program, head, pl.ds(i * half, half)] = jnp.sum(dturned[i] * units[i], axis=0)
+    dunits = [d * s for d, s in zip(dturned, _scales(scale), strict=True)]
+    share_T1 = _mean(dunits, units)
+    gradients = [inverse_T1 * (d - u * share_T1) for d, u in zip(dunits, units, strict=True)]
+    _store_halves(dx, tokens, head, gradients)
 
 
 def _call(kernel, outputs, *operands, epsilon, interpret):
-    tokens, heads, dim = operands[0].shape
-    together = _heads(heads)
-    tile = min(max(_TILE // (together * dim), 1), _TOKENS)
+    tokens, heads, _ = operands[0].shape
     return pallas_triton.call(
-        partial(kernel, tile=tile, epsilon=epsilon),
-        (tokens // _TOKENS, heads // together),
+        partial(kernel, epsilon=epsilon),
+        (tokens // _TOKENS, heads),
         outputs,
         *operands,
-        warps=_WARPS,
+        warps=4,
         interpret=interpret,
     )
 
@@ -126,7 +95,7 @@ def _forward(*arguments):
 
 def _backward(epsilon, interpret, operands, dout_THK):
     tokens, heads, dim = dout_THK.shape
-    parts = jax.ShapeDtypeStruct((tokens // _TOKENS, heads // _heads(heads), dim), jnp.float32)
+    parts = jax.ShapeDtypeStruct((tokens // _TOKENS, heads, dim), jnp.float32)
     outputs = (jax.ShapeDtypeStruct(dout_THK.shape, dout_THK.dtype), parts)
     dx_THK, dscale_PHK = _call(
         _backward_kernel, outputs, *operands, dout_THK, epsilon=epsilon, interpret=interpret
