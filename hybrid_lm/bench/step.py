@@ -46,7 +46,7 @@ class Step:
     for it: the profiler cannot tell kernels of a CUDA graph apart."""
 
     def rows(self) -> list[Row]:
-        programs = {name: _Program(self._load(name)) for name in self.config}
+        programs = {name: self._program(name) for name in self.config}
         # Compiling takes far longer than running, and one program at a time uses few cores.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda program: program.compile(self.parts), programs.values()))
@@ -54,10 +54,10 @@ class Step:
         columns = dict.fromkeys(column for row in rows for column in row)
         return [{column: row.get(column, "–") for column in columns} for row in rows]
 
-    def _load(self, name: str) -> Config:
+    def _program(self, name: str) -> "_Program":
         config = configs.load(name)
-        packing = {"pack": self.documents > 1, "max_segments": self.documents}
-        return replace(config, data=replace(config.data, **packing))
+        packing: Any = {"pack": self.documents > 1, "max_segments": self.documents}
+        return _Program(replace(config, data=replace(config.data, **packing)))
 
     def _row(self, name: str, program: "_Program") -> Row:
         config, model = program.config, program.model
@@ -92,6 +92,7 @@ class Step:
             "config": name,
             "parameters": f"{count(model.abstract_params()) / 1e6:.1f}M",
             "rows": f"{rows} x {length}",
+            "documents a row": self.documents,
             "tokens/s": round(tokens_per_s),
             "step ms": 1e3 * statistics.median(seconds),
             "MFU": tokens_per_s * flops / (product * program.mesh.size),
@@ -157,16 +158,17 @@ class _Program:
 
 
 def _input_ms(config: Config) -> float:
-    """Time in which the input pipeline makes a batch, of the default corpus in bytes.
+    """Time in which the input pipeline makes a batch, of the default corpus in bytes, packed.
 
     Training does not wait for it: batches are made while the device works.
     """
+    data = DataConfig(cache_dir=config.data.cache_dir)
     batches = train_batches(
-        prepare(DataConfig(cache_dir=config.data.cache_dir)),
+        prepare(data),
         length=config.train.length,
         batch_size=config.train.batch_size,
-        pack=config.data.pack,
-        max_segments=config.data.max_segments,
+        pack=data.pack,
+        max_segments=data.max_segments,
         seed=0,
     )
     next(batches)
