@@ -112,11 +112,13 @@ def max_t(differences: np.ndarray, *, flips: int = 10_000) -> np.ndarray:
 def hierarchical_ci95(differences: np.ndarray, *, resamples: int) -> np.ndarray:
     """95% interval of the mean over seeds and documents, both drawn from more of their kind.
 
-    Bootstrap of seeds and, apart from them, of documents (every seed has the same ones), cell by
-    cell. Deviations are scaled to be unbiased for few seeds, and the percentiles stretched from the
-    normal's to those of Student's t, with the degrees of freedom of Satterthwaite 1946. Measured
-    coverage with 25 documents: 96% with 2 to 5 seeds that differ little; where seeds spread 5 times
-    the standard error over documents, 90% with 2, 92% with 3 or 5.
+    A bootstrap with two levels, cell by cell: documents are resampled (every seed has the same
+    ones), and the part of the seeds is drawn from a normal distribution of their variance, because
+    2 to 5 seeds have too few resamples. What seeds and documents do together counts once, with the
+    documents. Each part is stretched by Student's t of its own degrees of freedom (Graybill and
+    Wang 1980), as degrees of freedom after Satterthwaite (1946) make intervals that hold the truth
+    in only 88% of studies where 2 seeds spread widely. Measured coverage with 25 and 100 documents
+    and 2, 3 and 5 seeds that spread 0 to 10 times as much as the mean over documents: 94 to 97%.
 
     Args:
         differences: [seeds, documents, cells], at least 2 seeds.
@@ -132,14 +134,19 @@ def hierarchical_ci95(differences: np.ndarray, *, resamples: int) -> np.ndarray:
         raise UserError("an interval over seeds needs at least 2 of them")
     require_enough(documents, resamples)
     rng = np.random.default_rng(0)
-    mean = differences.mean(axis=(0, 1))
-    seed_weights = _resampled_weights(rng, seeds, resamples)
-    document_weights = _resampled_weights(rng, documents, resamples)
-    means = np.einsum("rs,rd,sdc->rc", seed_weights, document_weights, differences, optimize=True)
-    low_high = np.quantile(means, [0.025, 0.975], axis=0)
-    _, freedom = _error_over_seeds(differences)
-    stretch = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
-    return (mean + stretch * (low_high - mean)).T
+    of_seeds, _ = _errors(differences)
+    by_document = differences.mean(axis=0)
+    mean = by_document.mean(axis=0)
+    drawn = rng.multinomial(documents, np.full(documents, 1 / documents), resamples) / documents
+    unbiased = (documents / (documents - 1)) ** 0.5
+    document_parts = unbiased * (drawn @ by_document - mean)
+    seed_parts = rng.standard_normal((resamples, 1)) * of_seeds
+    normal = stats.norm.ppf(0.975)
+    parts = (
+        stats.t.ppf(0.975, seeds - 1) / normal * seed_parts
+        + stats.t.ppf(0.975, documents - 1) / normal * document_parts
+    )
+    return (mean + np.quantile(parts, [0.025, 0.975], axis=0)).T
 
 
 def minimum_detectable_effect(differences: np.ndarray) -> float:
@@ -154,18 +161,29 @@ def minimum_detectable_effect(differences: np.ndarray) -> float:
 def minimum_detectable_effect_over_seeds(differences: np.ndarray) -> float:
     """`minimum_detectable_effect` of a test that generalises to other seeds and documents.
 
-    With the standard error and the degrees of freedom of `hierarchical_ci95`, from the noncentral
-    t distribution: with two seeds that spread far more than documents do, 16 standard errors.
+    With the standard error and the width of `hierarchical_ci95`, from the noncentral t distribution
+    of that width: with two seeds that spread far more than documents do, 16 standard errors.
 
     ``differences``: [seeds, documents], at least 2 of each.
     """
-    error, freedom = _error_over_seeds(differences[..., None])
-    critical = stats.t.ppf(0.975, freedom[0])
+    seeds, documents = differences.shape
+    of_seeds, of_documents = _errors(differences)
+    error = np.hypot(of_seeds, of_documents)
+    if error == 0:
+        return 0.0
+    half_width = np.hypot(
+        stats.t.ppf(0.975, seeds - 1) * of_seeds, stats.t.ppf(0.975, documents - 1) * of_documents
+    )
+    critical = half_width / error
+    fewest = min(seeds, documents) - 1
+    freedom = optimize.brentq(
+        lambda freedom: stats.t.ppf(0.975, freedom) - critical, 0.99 * fewest, 2 * documents
+    )
 
     def missing_power(effect: float) -> float:
-        return float(stats.nct.sf(critical, freedom[0], effect)) - 0.8
+        return float(stats.nct.sf(critical, freedom, effect)) - 0.8
 
-    return float(error[0] * optimize.brentq(missing_power, 0, 100))
+    return float(error * optimize.brentq(missing_power, 0, 100))
 
 
 def win_rate(differences: np.ndarray) -> float:
@@ -173,23 +191,18 @@ def win_rate(differences: np.ndarray) -> float:
     return float(np.mean(differences > 0))
 
 
-def _resampled_weights(rng: np.random.Generator, size: int, resamples: int) -> np.ndarray:
-    """Weights [resamples, size] of a mean; its variance over them is the unbiased one."""
-    drawn = rng.multinomial(size, np.full(size, 1 / size), resamples) / size
-    return 1 / size + (drawn - 1 / size) * (size / (size - 1)) ** 0.5
+def _errors(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors of the mean of [seeds, documents, ...] over seeds and over documents.
 
-
-def _error_over_seeds(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standard error of the mean of [seeds, documents, cells] and its degrees of freedom, [cells].
-
-    The variances over seeds and over documents add up (Satterthwaite 1946).
+    The second holds what they do together, by the two-way analysis of variance.
     """
-    seeds, documents, _ = differences.shape
-    of_seeds = differences.mean(axis=1).var(axis=0, ddof=1) / seeds
-    of_documents = differences.mean(axis=0).var(axis=0, ddof=1) / documents
-    squares = of_seeds**2 / (seeds - 1) + of_documents**2 / (documents - 1)
-    freedom = (of_seeds + of_documents) ** 2 / np.where(squares > 0, squares, 1)
-    return np.sqrt(of_seeds + of_documents), np.maximum(freedom, 1)
+    seeds, documents = differences.shape[:2]
+    by_seed, by_document = differences.mean(axis=1), differences.mean(axis=0)
+    rest = differences - by_seed[:, None] - by_document + by_seed.mean(axis=0)
+    together = (rest**2).sum(axis=(0, 1)) / ((seeds - 1) * (documents - 1) * seeds * documents)
+    of_seeds = by_seed.var(axis=0, ddof=1) / seeds - together
+    of_documents = by_document.var(axis=0, ddof=1) / documents
+    return np.sqrt(np.maximum(of_seeds, 0)), np.sqrt(of_documents)
 
 
 def _ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, axis: int) -> np.ndarray:

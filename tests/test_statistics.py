@@ -171,17 +171,16 @@ def test_p_values_are_right_at_the_ends():
     np.testing.assert_array_equal(p, max_t(values))
 
 
-@pytest.mark.parametrize(
-    ("seeds", "seed_spread", "least"), [(2, 0.1, 0.93), (5, 0.1, 0.93), (3, 0.5, 0.89)]
-)
-def test_intervals_over_seeds_hold_the_truth(seeds, seed_spread, least):
-    rng, studies = np.random.default_rng(16), 1000
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seed_spread", [0.0, 0.1, 0.5, 2.0])
+def test_intervals_over_seeds_hold_the_truth(seeds, seed_spread):
+    rng, studies = np.random.default_rng(16), 4000
     differences = (
         rng.normal(0, seed_spread, (seeds, 1, studies))
         + rng.normal(0, 1, (1, 25, studies))
         + rng.normal(0, 0.5, (seeds, 25, studies))
     )
-    assert least <= covers(hierarchical_ci95(differences, resamples=400), 0.0) <= 0.98
+    assert 0.93 <= covers(hierarchical_ci95(differences, resamples=1000), 0.0) <= 0.97
 
 
 def test_an_interval_over_one_seed_is_an_error():
