@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybrid_lm.kernels import precision
 from hybrid_lm.kernels.residual_norm.xla import rms_norm
 
 Initializer = Callable[..., jax.Array]
@@ -46,14 +47,8 @@ def param(
 
 
 def project(spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
-    """``jnp.einsum`` of activations with a parameter, in the dtype of the activations."""
-    exact = x.dtype == jnp.float32
-    return jnp.einsum(
-        spec,
-        x,
-        weight[...].astype(x.dtype),
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-    )
+    """`hybrid_lm.kernels.precision.project` with a parameter of a module."""
+    return precision.project(spec, x, weight[...])
 
 
 def unit(x: jax.Array, *, length: float = 1.0, epsilon: float = 1e-6) -> jax.Array:

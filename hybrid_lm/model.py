@@ -181,7 +181,9 @@ class Model:
         # Whole along D before the look-up, as the rows it gives are sharded over the batch.
         embedding_VD = constrain(params["embedding"], ("vocab", None))
         with jax.named_scope("embedding"):
-            x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype) * self.config.width**0.5
+            implementation = ctx.implementation.token_sums
+            x_BLD = embed(embedding_VD, tokens_BL, ctx.dtype, implementation)
+            x_BLD *= self.config.width**0.5
         return constrain(x_BLD.astype(ctx.dtype), ("batch", "length", None))
 
     def run_group(

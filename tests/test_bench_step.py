@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from hybrid_lm import config as configs
 from hybrid_lm.bench.profile import part_of, scopes
 from hybrid_lm.bench.step import Step
+from hybrid_lm.step import context
 
 PARTS = ("attn", "mlp", "head")
 
@@ -15,6 +17,16 @@ def test_every_point_is_the_model_of_50m_parameters():
     points = [configs.load(name) for name in Step().config]
     assert {p.train.length * p.train.batch_size for p in points} == {65536}
     assert {p.data.bpe_vocab_size for p in points} == {8192}
+
+
+@pytest.mark.parametrize("documents", [1, 4])
+def test_rows_hold_as_many_documents_as_the_program_is_told(documents):
+    step = Step(documents=documents)
+    program, batch = step._program(step.config[0]), step._batch(2, 64, 10)
+    ids_BL = context(program.config, batch).segment_ids_BL
+    assert len(np.unique(batch["segment_ids_BL"])) == documents
+    assert ids_BL is None if documents == 1 else ids_BL is batch["segment_ids_BL"]
+    assert program.config.data.max_segments == documents
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hybrid_lm.embedding import embed
+from hybrid_lm.kernels.token_sums import gpu, reference
+from tests.lowering import count_triton_kernels
 
 
 @pytest.mark.parametrize("length", [3, 1024, 1500])
@@ -32,3 +34,28 @@ def test_gradient_of_bfloat16_rows_is_summed_in_float32():
     (gradient_VD,) = vjp(jnp.ones_like(x_BLD))
     assert gradient_VD.dtype == jnp.float32
     np.testing.assert_array_equal(gradient_VD, [[4096.0], [0.0]])
+
+
+def test_sums_over_sorted_tokens_equal_the_definition():
+    """Runs within a span, over all spans, and over some; rows that do not fill the last span."""
+    rng = np.random.default_rng(0)
+    shape = (2, 75)
+    sums = jax.jit(lambda *operands: gpu.token_sums(*operands, 50, interpret=True))
+    for tokens_BL in (
+        rng.integers(0, 50, shape),
+        np.full(shape, 3),
+        rng.integers(0, 2, shape) * 49,
+    ):
+        values_BLD = jnp.asarray(rng.normal(size=(*shape, 128)), jnp.float32)
+        operands = values_BLD, jnp.asarray(tokens_BL, jnp.int32)
+        want_VD = reference.token_sums(*operands, 50)
+        np.testing.assert_allclose(sums(*operands), want_VD, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_they_lower_for_cuda():
+    def sums(values_BLD, tokens_BL):
+        return gpu.token_sums(values_BLD, tokens_BL, 300)
+
+    tokens_BL = jnp.zeros((2, 2048), jnp.int32)
+    assert count_triton_kernels(sums, jnp.zeros((2, 2048, 256), jnp.bfloat16), tokens_BL) == 3

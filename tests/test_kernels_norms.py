@@ -33,10 +33,11 @@ def assert_same(gots, wants):
 
 def test_gated_norm_equals_the_definition_values_and_gradients():
     """Also where the rows do not fill the last program."""
-    y, z, dout, scale = of((3, 43, 128), 3)
-    wants = values_and_gradients(gated_xla.gated_norm, (y, z, scale), dout)
+    y, z, scale = of((3, 43, 128), 2)
+    dout, weight = of((3, 43, 16), 1)[0], of((128, 16), 1)[0]
+    wants = values_and_gradients(gated_xla.gated_norm, (y, z, scale, weight), dout)
     kernels = partial(gated_gpu.gated_norm, interpret=True)
-    assert_same(values_and_gradients(kernels, (y, z, scale), dout), wants)
+    assert_same(values_and_gradients(kernels, (y, z, scale, weight), dout), wants)
 
 
 def test_residual_norm_equals_the_definition_values_and_gradients():
@@ -68,7 +69,8 @@ def test_rotary_equals_the_definition_values_and_gradients():
 def test_they_lower_for_cuda():
     y, z, dout, scale = of((1, 64, 1024), 3)
     gated = partial(values_and_gradients, gated_gpu.gated_norm)
-    assert count_triton_kernels(gated, (y, z, scale), dout) == 2
+    weight = jnp.ones((1024, 1024))
+    assert count_triton_kernels(gated, (y, z, scale, weight), dout) == 2
     x, dx, head_scale = of((1, 64, 3, 32), 2)
 
     def rotary(x, scale, epsilon):

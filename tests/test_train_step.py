@@ -128,21 +128,38 @@ def whole_run(whole):
     return losses, jax.device_get(state.params)
 
 
+def assert_same_run(got, want):
+    np.testing.assert_allclose(got[0], want[0], rtol=2e-6)
+    # Adam's first steps are as large for a gradient that is nothing but rounding.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=5e-4), jax.device_get(got[1]), want[1]
+    )
+
+
 @pytest.mark.parametrize(
     "mesh_shape", [pytest.param((1, 1, 1), marks=pytest.mark.thorough), (2, 2, 2)]
 )
 def test_parts_and_shards_of_a_batch_give_the_step_of_the_whole(whole_run, mesh_shape):
     """Though the parts hold different amounts of padding."""
-    losses, params = whole_run
     in_parts = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, accumulate=2))
     cut_losses, cut_state = Trainer(in_parts, mesh_shape).run(3)
-    np.testing.assert_allclose(cut_losses, losses, rtol=2e-6)
-    # Adam's first steps are as large for a gradient that is nothing but rounding.
-    jax.tree.map(
-        lambda cut, whole: np.testing.assert_allclose(cut, whole, atol=5e-4),
-        jax.device_get(cut_state.params),
-        params,
-    )
+    assert_same_run((cut_losses, cut_state.params), whole_run)
+
+
+def unpacked(config, **data):
+    data = dataclasses.replace(config.data, **data)
+    losses, state = Trainer(dataclasses.replace(config, data=data)).run(3)
+    return losses, state.params
+
+
+def test_rows_that_are_not_packed_train_without_knowing_where_their_padding_begins(whole_run):
+    assert_same_run(unpacked(TINY, pack=False), whole_run)
+
+
+@pytest.mark.thorough
+def test_so_do_attention_and_both_mambas():
+    losses, state = Trainer(ALL).run(3)
+    assert_same_run(unpacked(ALL, max_segments=1), (losses, jax.device_get(state.params)))
 
 
 def test_the_loss_is_the_mean_over_real_tokens(whole):

@@ -4,7 +4,7 @@ import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ _INPUTS = 50
 
 @dataclass(frozen=True)
 class Step:
-    """Random tokens in packed rows, through the step that training runs."""
+    """Random tokens, through the step that training runs."""
 
     config: tuple[str, ...] = tuple(
         f"exp/bench_step.py:{stack}-{length}"
@@ -40,19 +40,24 @@ class Step:
     )
     """Config files, or FILE:POINT of a study."""
     documents: int = 1
-    """Documents of equal length in a row."""
+    """Documents of equal length in a row; 1: rows are not packed, and the model is told so."""
     parts: bool = False
     """Also tell the time of each kind of block, of MLPs, head and optimizer, of a program compiled
     for it: the profiler cannot tell kernels of a CUDA graph apart."""
 
     def rows(self) -> list[Row]:
-        programs = {name: _Program(configs.load(name)) for name in self.config}
+        programs = {name: self._program(name) for name in self.config}
         # Compiling takes far longer than running, and one program at a time uses few cores.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda program: program.compile(self.parts), programs.values()))
         rows = [self._row(name, program) for name, program in programs.items()]
         columns = dict.fromkeys(column for row in rows for column in row)
         return [{column: row.get(column, "–") for column in columns} for row in rows]
+
+    def _program(self, name: str) -> "_Program":
+        config = configs.load(name)
+        packing: Any = {"pack": self.documents > 1, "max_segments": self.documents}
+        return _Program(replace(config, data=replace(config.data, **packing)))
 
     def _row(self, name: str, program: "_Program") -> Row:
         config, model = program.config, program.model
@@ -87,6 +92,7 @@ class Step:
             "config": name,
             "parameters": f"{count(model.abstract_params()) / 1e6:.1f}M",
             "rows": f"{rows} x {length}",
+            "documents a row": self.documents,
             "tokens/s": round(tokens_per_s),
             "step ms": 1e3 * statistics.median(seconds),
             "MFU": tokens_per_s * flops / (product * program.mesh.size),
@@ -152,16 +158,17 @@ class _Program:
 
 
 def _input_ms(config: Config) -> float:
-    """Time in which the input pipeline makes a batch, of the default corpus in bytes.
+    """Time in which the input pipeline makes a batch, of the default corpus in bytes, packed.
 
     Training does not wait for it: batches are made while the device works.
     """
+    data = DataConfig(cache_dir=config.data.cache_dir)
     batches = train_batches(
-        prepare(DataConfig(cache_dir=config.data.cache_dir)),
+        prepare(data),
         length=config.train.length,
         batch_size=config.train.batch_size,
-        pack=True,
-        max_segments=config.data.max_segments,
+        pack=data.pack,
+        max_segments=data.max_segments,
         seed=0,
     )
     next(batches)

@@ -59,6 +59,9 @@ class Implementation:
     rotary: Literal["pallas", "xla", "reference"] | None = None
     """Norm and rotary positions of queries and keys: a GPU kernel each way, or the definition (as
     xla and as reference)."""
+    token_sums: Literal["pallas", "xla", "reference"] | None = None
+    """Gradient of the embedding: a GPU kernel over the sorted tokens, a product with one-hot rows,
+    or a scatter."""
     cross_entropy: Literal["pallas", "xla", "reference"] | None = None
     """Training's loss and its gradient, given the logits: a GPU kernel, or the definition (as xla
     and as reference)."""

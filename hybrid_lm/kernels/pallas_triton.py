@@ -1,6 +1,6 @@
 """What the GPU kernels use of Pallas' Triton backend, in one place: it is deprecated upstream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,11 +25,13 @@ def call(
     *operands: jax.Array,
     warps: int,
     stages: int = 1,
+    aliases: Mapping[int, int] | None = None,
     interpret: bool,
 ) -> Any:
     """Run ``kernel(*operand_refs, *output_refs)`` over ``grid``, every ref the whole array.
 
     ``stages`` rounds of the innermost loop have their loads under way at a time.
+    ``aliases``: operands whose memory an output takes over, with what is in it.
     ``interpret`` runs it as plain XLA on any device (tests on machines without a GPU).
     """
     return pl.pallas_call(
@@ -37,6 +39,7 @@ def call(
         out_shape=outputs,
         grid=grid,
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
+        input_output_aliases=dict(aliases or {}),
         interpret=interpret,
     )(*operands)
 

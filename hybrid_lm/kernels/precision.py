@@ -26,6 +26,15 @@ def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if is_wide else None
 
 
+def project(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """``jnp.einsum`` of activations with a parameter, in the dtype of the activations.
+
+    float32 takes full float32 products.
+    """
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(spec, x, weight.astype(x.dtype), precision=exact)
+
+
 def einsum_half(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """`einsum_f32` of two operands whose gradients are products in the operands' dtype too.
 

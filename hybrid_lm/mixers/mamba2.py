@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from hybrid_lm.errors import UserError
+from hybrid_lm.kernels import precision
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.gated_norm import gated_norm
 from hybrid_lm.kernels.ssd import ssd
@@ -107,12 +108,15 @@ class Mamba2Mixer(nnx.Module):
             )
 
         x_BLE, conv_x = conv("conv_x", project("bld,de->ble", x_BLD, self.x))
-        bc_BLS, conv_bc = conv("conv_bc", project("bld,ds->bls", x_BLD, self.bc))
+        # One product: that of the few steps alone would still read and write all of x and dx.
+        narrow_DS = jnp.concatenate([self.bc[...], self.step[...]], axis=1)
+        narrow_BLS = precision.project("bld,ds->bls", x_BLD, narrow_DS)
+        bc_BLS, step_BLH = narrow_BLS[..., : self.select], narrow_BLS[..., self.select :]
+        bc_BLS, conv_bc = conv("conv_bc", bc_BLS)
         bc_BLGN = bc_BLS.reshape(batch, length, 2 * config.groups, config.state_size)
         b_BLGN, c_BLGN = bc_BLGN[:, :, : config.groups], bc_BLGN[:, :, config.groups :]
         wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
-        step_BLH = project("bld,dh->blh", x_BLD, self.step).astype(wide)
-        step_BLH = jax.nn.softplus(step_BLH + self.step_bias[...])
+        step_BLH = jax.nn.softplus(step_BLH.astype(wide) + self.step_bias[...])
         x_BLHP = x_BLE.reshape(batch, length, self.heads, config.head_dim)
         y_BLHP, ssm = ssd(
             c_BLGN,
@@ -126,13 +130,13 @@ class Mamba2Mixer(nnx.Module):
             chunk_size=config.chunk_size,
             implementation=ctx.implementation.ssd,
         )
-        y_BLE = gated_norm(
+        y_BLD = gated_norm(
             y_BLHP.astype(x_BLD.dtype).reshape(batch, length, self.inner),
             project("bld,de->ble", x_BLD, self.z),
             self.norm.scale[...],
+            self.out[...],
             implementation=ctx.implementation.gated_norm,
         )
-        y_BLD = project("ble,ed->bld", y_BLE, self.out)
         convs = {"conv_x": conv_x, "conv_bc": conv_bc}
         return y_BLD, convs | {"ssm": ssm, "segment": ctx.last_segment_B()}
 

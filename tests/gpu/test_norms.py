@@ -12,12 +12,15 @@ from hybrid_lm.kernels.rotary import norm_and_rotate
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 
 
-def check(op, rows, values, shape, scale, dtype):
-    """``op`` of so many arrays of the shape and a gain, with so many results."""
+def check(op, rows, values, shape, scale, dtype, weight_shape=()):
+    """``op`` of so many arrays of the shape, a gain and a weight if any, with so many results."""
     rng = np.random.default_rng(0)
     arrays = [scale * rng.normal(size=shape) for _ in range(rows + values)]
     arrays = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in arrays]
-    gain = np.float64(np.float32(rng.normal(size=shape[-1])))
+    parameters = [np.float64(np.float32(rng.normal(size=shape[-1])))]
+    if weight_shape:
+        weight = rng.normal(size=weight_shape) * weight_shape[0] ** -0.5
+        parameters.append(np.asarray(jnp.asarray(weight, dtype), np.float64))
 
     def gradients(implementation, inputs, cotangents):
         values, pull = jax.vjp(lambda *x: op(*x, implementation=implementation), *inputs)
@@ -26,7 +29,7 @@ def check(op, rows, values, shape, scale, dtype):
     def operands(dtype, wide):
         *given, last = [jnp.asarray(a, dtype) for a in arrays]
         cotangents = (*given[rows:], last) if values > 1 else last
-        return (*given[:rows], jnp.asarray(gain, wide)), cotangents
+        return (*given[:rows], *(jnp.asarray(p, wide) for p in parameters)), cotangents
 
     with jax.enable_x64(True):
         want = jax.jit(gradients, static_argnums=0)("reference", *operands("float64", "float64"))
@@ -47,7 +50,7 @@ def check(op, rows, values, shape, scale, dtype):
     ("shape", "scale"), [((2, 1037, 1024), 1), ((2, 3, 128), 1), ((1, 70, 512), 60)]
 )
 def test_gated_norm_matches_float64(shape, scale, dtype):
-    check(gated_norm, 2, 1, shape, scale, dtype)
+    check(gated_norm, 2, 1, shape, scale, dtype, (shape[-1], shape[-1]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

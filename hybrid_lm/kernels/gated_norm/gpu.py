@@ -1,4 +1,4 @@
-"""One pass over memory forward and one backward, as Pallas kernels (Triton backend).
+"""The norm as one pass over memory forward and one backward: Pallas kernels (Triton backend).
 
 A program takes some rows after another; the gradient of the scale is summed in its registers, and
 over programs by XLA, in a fixed order.
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.precision import project
 
 _ROWS = 64  # of a program
 _TILE = 2048  # channels of rows taken at a time
@@ -38,7 +39,7 @@ def _forward_kernel(y, z, scale, out, *, tile, epsilon):
     jax.lax.fori_loop(0, _ROWS // tile, rows, None)
 
 
-def _backward_kernel(y, z, scale, dout, dy, dz, dscale, *, tile, epsilon):
+def _backward_kernel(y, z, scale, dout, dy, dz, out, dscale, *, tile, epsilon):
     program = pl.program_id(0)
 
     def rows(i, dscale_E):
@@ -48,6 +49,7 @@ def _backward_kernel(y, z, scale, dout, dy, dz, dscale, *, tile, epsilon):
         u_TE = y_TE * silu_TE
         inverse_T1 = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)[:, None]
         normed_TE, dout_TE = u_TE * inverse_T1, dout[tokens, :].astype(jnp.float32)
+        out[tokens, :] = (normed_TE * scale[...][None, :]).astype(out.dtype)
         dnormed_TE = dout_TE * scale[...][None, :]
         share_T1 = jnp.mean(dnormed_TE * normed_TE, axis=1)[:, None]
         du_TE = inverse_T1 * (dnormed_TE - normed_TE * share_T1)
@@ -72,25 +74,31 @@ def _call(kernel, outputs, *operands, epsilon, interpret):
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _gated_norm(y_TE, z_TE, scale_E, epsilon, interpret):
-    out = jax.ShapeDtypeStruct(y_TE.shape, y_TE.dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _gated_norm(y_TE, z_TE, scale_E, weight_ED, epsilon, interpret):
+    normed = jax.ShapeDtypeStruct(y_TE.shape, y_TE.dtype)
     operands = (y_TE, z_TE, scale_E)
-    return _call(_forward_kernel, out, *operands, epsilon=epsilon, interpret=interpret)
+    normed_TE = _call(_forward_kernel, normed, *operands, epsilon=epsilon, interpret=interpret)
+    return project("te,ed->td", normed_TE, weight_ED)
 
 
 def _forward(*arguments):
-    return _gated_norm(*arguments), arguments[:3]
+    return _gated_norm(*arguments), arguments[:4]
 
 
-def _backward(epsilon, interpret, operands, dout_TE):
-    y_TE, z_TE, _ = operands
+def _backward(epsilon, interpret, operands, dout_TD):
+    y_TE, z_TE, scale_E, weight_ED = operands
+    like_y, like_z = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (y_TE, z_TE))
     parts = jax.ShapeDtypeStruct((y_TE.shape[0] // _ROWS, y_TE.shape[1]), jnp.float32)
-    outputs = (*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (y_TE, z_TE)), parts)
-    dy_TE, dz_TE, dscale_PE = _call(
-        _backward_kernel, outputs, *operands, dout_TE, epsilon=epsilon, interpret=interpret
+    dy_TE, dz_TE, normed_TE, dscale_PE = _call(
+        _backward_kernel,
+        (like_y, like_z, like_y, parts),
+        *(y_TE, z_TE, scale_E, project("td,ed->te", dout_TD, weight_ED)),
+        epsilon=epsilon,
+        interpret=interpret,
     )
-    return dy_TE, dz_TE, dscale_PE.sum(0)
+    dweight_ED = project("te,td->ed", normed_TE, dout_TD).astype(weight_ED.dtype)
+    return dy_TE, dz_TE, dscale_PE.sum(0), dweight_ED
 
 
 _gated_norm.defvjp(_forward, _backward)
@@ -103,13 +111,16 @@ def obstacle(y_BLE: jax.Array) -> str | None:
     return pallas_triton.obstacle(y_BLE)
 
 
-def gated_norm(y_BLE, z_BLE, scale_E, epsilon: float, *, interpret: bool = False) -> jax.Array:
+def gated_norm(
+    y_BLE, z_BLE, scale_E, weight_ED, epsilon: float, *, interpret: bool = False
+) -> jax.Array:
     """See `hybrid_lm.kernels.gated_norm.gated_norm`; any B and L."""
 
     def rows(a_BLE):
         a_TE = a_BLE.reshape(-1, a_BLE.shape[-1])
         return jnp.pad(a_TE, ((0, -a_TE.shape[0] % _ROWS), (0, 0)))
 
-    out_TE: Any = _gated_norm(rows(y_BLE), rows(z_BLE), scale_E, epsilon, interpret)
-    batch, length, width = y_BLE.shape
-    return out_TE[: batch * length].reshape(batch, length, width)
+    operands = (rows(y_BLE), rows(z_BLE), scale_E, weight_ED)
+    out_TD: Any = _gated_norm(*operands, epsilon, interpret)
+    batch, length, _ = y_BLE.shape
+    return out_TD[: batch * length].reshape(batch, length, -1)

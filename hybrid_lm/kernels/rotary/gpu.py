@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.rotary import xla
 
 _TOKENS = 64  # of a program
@@ -89,7 +90,7 @@ def _norm_and_rotate(x_THK, scale_K, cos_TK, sin_TK, epsilon, interpret):
 
 
 def _forward(*arguments):
-    return _norm_and_rotate(*arguments), arguments[:4]
+    return keep(_norm_and_rotate(*arguments)), arguments[:4]
 
 
 def _backward(epsilon, interpret, operands, dout_THK):
