@@ -30,7 +30,12 @@ def config() -> Config:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=80),
         train=TrainConfig(
-            steps=800, length=8192, batch_size=4, remat="block", checkpoint_every=100
+            steps=800,
+            length=8192,
+            batch_size=4,
+            remat="dots",
+            unroll=True,
+            checkpoint_every=100,
         ),
         evaluation=EvaluationConfig(every=800, split="test", documents=25, batch_size=4),
     )

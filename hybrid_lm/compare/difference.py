@@ -14,6 +14,9 @@ from hybrid_lm.statistics import (
     win_rate,
 )
 
+RESAMPLES = 10_000
+"""Behind the intervals of differences, whatever the reports took for theirs."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -44,11 +47,11 @@ def difference(reports: Sequence[Report], baselines: Sequence[Report]) -> Differ
     """
     nats_SDO = np.array([report.document_nats for report in reports])
     nats_SDO -= np.array([report.document_nats for report in baselines])
-    length, resamples = reports[0].length, reports[0].resamples
+    length = reports[0].length
     spans = octaves(length)
     nll_SD = nats_SDO.sum(axis=2) / length
     if len(reports) == 1:
-        total, means = octave_means(nats_SDO[0], length, resamples=resamples)
+        total, means = octave_means(nats_SDO[0], length, resamples=RESAMPLES)
         values, intervals = [total.nats], [total.ci95]
         values += [mean.nats for mean in means]
         intervals += [mean.ci95 for mean in means]
@@ -57,7 +60,7 @@ def difference(reports: Sequence[Report], baselines: Sequence[Report]) -> Differ
         widths_O = np.array([end - start for start, end in spans])
         cells_SDC = np.concatenate([nll_SD[..., None], nats_SDO / widths_O], axis=2)
         values = cells_SDC.mean(axis=(0, 1)).tolist()
-        intervals = hierarchical_ci95(cells_SDC, resamples=resamples).tolist()
+        intervals = hierarchical_ci95(cells_SDC, resamples=RESAMPLES).tolist()
         detectable = minimum_detectable_effect_over_seeds(nll_SD)
     return Difference(
         documents=nats_SDO.shape[1],

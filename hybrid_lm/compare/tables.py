@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from hybrid_lm.compare.difference import Difference
+from hybrid_lm.compare.difference import RESAMPLES, Difference
 from hybrid_lm.compare.results import Comparison, RunSummary
 from hybrid_lm.compare.terminal import Page, notes
 from hybrid_lm.files import write_files
@@ -158,7 +158,7 @@ def protocol(comparison: Comparison) -> list[tuple[str, str]]:
     corpus = comparison.corpus
     intervals = f"95%, {comparison.interval_method} over documents"
     if "bootstrap" in comparison.interval_method:
-        intervals += f", {comparison.resamples:,} resamples"
+        intervals += f", {comparison.resamples:,} resamples (of differences {RESAMPLES:,})"
     return [
         ("Corpus", f"{corpus['source']}, tokens of the split {corpus['split_sha256'][:16]}"),
         ("Tokenizer", f"{corpus['tokenizer']}, {corpus['tokenizer_sha256'][:16]}"),

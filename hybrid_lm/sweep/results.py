@@ -10,7 +10,7 @@ import numpy as np
 
 from hybrid_lm import metrics
 from hybrid_lm import report as reports
-from hybrid_lm.compare.difference import Difference, difference
+from hybrid_lm.compare.difference import RESAMPLES, Difference, difference
 from hybrid_lm.compare.documents import mismatch
 from hybrid_lm.config import Sweep
 from hybrid_lm.results import Report
@@ -153,7 +153,7 @@ def _table(baseline: str, runs: Sequence[Run], length: int) -> LengthTable | Non
         documents=example.documents,
         training_length=example.training_length,
         interval_method=example.interval_method,
-        resamples=example.resamples,
+        resamples=RESAMPLES,
         corpus=example.corpus,
         points=points,
         swaps=swaps,
