@@ -29,30 +29,39 @@ def operands(name: str, length: int, dtype=jnp.float32):
     def pairs(*shape):
         return jax.lax.complex(normal(*shape), normal(*shape))
 
+    skip_D = normal(D)
     u_BLD, state_BDN = normal(BATCH, length, D).astype(dtype), pairs(BATCH, D, N)
     system = jax.lax.complex(-jnp.exp(normal(D, N) - 2), normal(D, N)), pairs(D, N)
     if name == "s4":
         legs = (jnp.broadcast_to(jnp.asarray(v_N, jnp.complex64), (D, N)) for v_N in hippo_legs(10))
         a_DN, p_DN, b_DN = legs
         system = discretise(a_DN, p_DN, b_DN, pairs(D, N), jnp.asarray([0.01, 0.2]))
-    return (u_BLD, system, state_BDN), (normal(BATCH, length, D), pairs(BATCH, D, N))
+    return (u_BLD, system, state_BDN, skip_D), (normal(BATCH, length, D), pairs(BATCH, D, N))
 
 
 def forms(name: str):
-    """The kernels and the definition, as ``run(u_BLD, system, resets_BL, state_BDN)``."""
+    """The kernels and the definition, as ``run(u_BLD, system, resets_BL, state_BDN, skip_D)``."""
+
+    def definition(u, system, *rest):
+        *rest, skip_D = rest
+        how = {"skip_D": skip_D, "implementation": "reference"}
+        return s4(u, system, *rest, **how) if name == "s4" else s4d_scan(u, *system, *rest, **how)
+
+    return partial(kernels(name), interpret=True), definition
+
+
+def kernels(name: str):
     if name == "s4":
-        return partial(s4_gpu.s4, interpret=True), partial(s4, implementation="reference")
-
-    def of_system(form):
-        return lambda u, system, *rest: form(u, *system, *rest)
-
-    kernels = partial(s4d_gpu.scan, interpret=True)
-    return of_system(kernels), of_system(partial(s4d_scan, implementation="reference"))
+        return s4_gpu.s4
+    return lambda u, system, *rest, **how: s4d_gpu.scan(u, *system, *rest, **how)
 
 
 def values_and_gradients(run, resets_BL, from_zero, inputs, cotangents):
-    def values(u, system, state):
-        return run(u, system, resets_BL, None if from_zero else state)
+    """With the skip where the row is from zero."""
+
+    def values(u, system, state, skip_D):
+        rest = (None, skip_D) if from_zero else (state, None)
+        return run(u, system, resets_BL, *rest)
 
     found, pull = jax.vjp(values, *inputs)
     return *found, *jax.tree.leaves(pull(cotangents))
@@ -83,10 +92,26 @@ def test_they_equal_the_definition(monkeypatch, name, length, packed, from_zero)
     assert_close(got, want)
 
 
+@pytest.mark.parametrize("name", ["s4d", pytest.param("s4", marks=pytest.mark.thorough)])
+def test_a_broken_row_breaks_no_other(monkeypatch, name):
+    monkeypatch.setattr(sizes, "_TILES", (16,))
+    (u_BLD, system, _, _), _ = operands(name, 330)
+    run = jit(partial(kernels(name), interpret=True))
+
+    def outputs(value):
+        y_BLD, last_BDN = run(u_BLD.at[1, 70].set(value), system, None, None, None)
+        return np.asarray(y_BLD), np.asarray(last_BDN)
+
+    (y_BLD, last_BDN), (of_nan_BLD, last_of_nan_BDN) = outputs(0.0), outputs(jnp.nan)
+    others = [0, 2]
+    assert (y_BLD[others] == of_nan_BLD[others]).all()
+    assert (last_BDN[others] == last_of_nan_BDN[others]).all()
+    assert np.isnan(last_of_nan_BDN[1]).all() and np.isnan(of_nan_BLD[1, 128:]).all()
+
+
 @pytest.mark.parametrize("name", ["s4d", "s4"])
 def test_they_lower_for_cuda(name):
     inputs, cotangents = operands(name, 1000, jnp.bfloat16)
-    run = s4_gpu.s4 if name == "s4" else lambda u, system, *rest: s4d_gpu.scan(u, *system, *rest)
     resets_BL = np.zeros((BATCH, 1000), bool)
-    gradients = partial(values_and_gradients, run, resets_BL, True)
+    gradients = partial(values_and_gradients, kernels(name), resets_BL, True)
     assert count_triton_kernels(gradients, inputs, cotangents) == 3

@@ -3,48 +3,27 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_lm.bench.case import Case, normal
 from hybrid_lm.bench.floor import Work
 from hybrid_lm.bench.results import Row
+from hybrid_lm.bench.state_spaces import s4_case, s4d_case
 from hybrid_lm.bench.timing import timed
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.delta_rule import delta_rule
-from hybrid_lm.kernels.diagonal_scan import s4d_scan, selective_scan
-from hybrid_lm.kernels.s4 import discretise, s4
+from hybrid_lm.kernels.diagonal_scan import selective_scan
 from hybrid_lm.kernels.ssd import ssd
 from hybrid_lm.layers import unit
-from hybrid_lm.mixers.s4 import hippo_legs
 
 TOLERANCE = 0.005
 """Relative RMSE, per output and gradient, of bf16 inputs against the float32 reference."""
-
-
-class Case(NamedTuple):
-    """An operation on operands of a shape.
-
-    Attributes:
-        run: ``run(*operands, implementation=...)`` -> one output.
-        operands: ``operands(scale)``: differentiable arrays, the length divided by ``scale``.
-        implementations: that may be timed.
-        flops: floating-point operations of the definition, by formula: two for a multiply-add.
-    """
-
-    run: Callable[..., jax.Array]
-    operands: Callable[[int], tuple[jax.Array, ...]]
-    implementations: tuple[str, ...]
-    flops: float
-
-
-def _normal(*shapes: tuple[int, ...], dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ...]:
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return tuple(jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
 
 
 def _attention(batch, length, heads, dim, documents=1, window=None) -> Case:
@@ -63,7 +42,7 @@ def _attention(batch, length, heads, dim, documents=1, window=None) -> Case:
         )
 
     def operands(scale):
-        return _normal(*[(batch, length // scale, heads, dim)] * 3)
+        return normal(*[(batch, length // scale, heads, dim)] * 3)
 
     own, reach = length // documents, window or length
     pairs = documents * sum(min(place + 1, reach) for place in range(own))  # query, key; in a row
@@ -78,8 +57,8 @@ def _causal_conv(batch, length, inner, taps, documents=1) -> Case:
         return causal_conv(x, weight, bias, resets_BL, silu=True, implementation=implementation)[0]
 
     def operands(scale):
-        weight, bias = _normal((taps, inner), (inner,), dtype=jnp.float32)
-        return *_normal((batch, length // scale, inner)), weight, bias
+        weight, bias = normal((taps, inner), (inner,), dtype=jnp.float32)
+        return *normal((batch, length // scale, inner)), weight, bias
 
     # A sigmoid is counted as an exponential, a sum and a quotient.
     return Case(run, operands, ("pallas", "xla"), (2.0 * taps + 4) * batch * length * inner)
@@ -100,44 +79,12 @@ def _selective_scan(batch, length, inner, states) -> Case:
         )[0]
 
     def operands(scale):
-        u, step = _normal(*[(batch, length // scale, inner)] * 2)
-        (log_a,) = _normal((inner, states), dtype=jnp.float32)
-        return u, step, log_a, *_normal(*[(batch, length // scale, states)] * 2)
+        u, step = normal(*[(batch, length // scale, inner)] * 2)
+        (log_a,) = normal((inner, states), dtype=jnp.float32)
+        return u, step, log_a, *normal(*[(batch, length // scale, states)] * 2)
 
     # Per state: exponent, exp, product of the write, multiply-add, multiply-add of the read-out.
     return Case(run, operands, ("pallas", "xla"), 7.0 * batch * length * inner * states)
-
-
-def _s4d(batch, length, width, pairs) -> Case:
-    def run(u, log_rate, frequency, c_real, c_imag, implementation):
-        log_decay = jax.lax.complex(-jnp.exp(log_rate - 4), frequency)
-        c = jax.lax.complex(c_real, c_imag)
-        return s4d_scan(u, log_decay, c, implementation=implementation)[0].astype(u.dtype)
-
-    def operands(scale):
-        (u,) = _normal((batch, length // scale, width))
-        return u, *_normal(*[(width, pairs)] * 4, dtype=jnp.float32)
-
-    # A complex product, a real sum, and the real part of a product, per state.
-    return Case(run, operands, ("pallas", "xla"), 11.0 * batch * length * width * pairs)
-
-
-def _s4(batch, length, width, pairs) -> Case:
-    legs = [jnp.asarray(v_N, jnp.complex64) for v_N in hippo_legs(2 * pairs)]
-
-    def run(u, log_step, c_real, c_imag, implementation):
-        a, p, b = (jnp.broadcast_to(v_N, (width, pairs)) for v_N in legs)
-        c = jax.lax.complex(c_real, c_imag)
-        system = discretise(a, p, b, c, jnp.exp(log_step / 2 - 5))
-        return s4(u, system, implementation=implementation)[0].astype(u.dtype)
-
-    def operands(scale):
-        (u,) = _normal((batch, length // scale, width))
-        shapes = (width,), (width, pairs), (width, pairs)
-        return u, *_normal(*shapes, dtype=jnp.float32)
-
-    # S4D's, and a product of a row and one of a column with the states.
-    return Case(run, operands, ("pallas", "xla"), 22.0 * batch * length * width * pairs)
 
 
 def _ssd(batch, length, heads, value_dim, states, groups, decays=True) -> Case:
@@ -148,8 +95,8 @@ def _ssd(batch, length, heads, value_dim, states, groups, decays=True) -> Case:
 
     def operands(scale):
         length_ = length // scale
-        q, k = _normal(*[(batch, length_, groups, states)] * 2)
-        v, log_decay = _normal((batch, length_, heads, value_dim), (batch, length_, heads))
+        q, k = normal(*[(batch, length_, groups, states)] * 2)
+        v, log_decay = normal((batch, length_, heads, value_dim), (batch, length_, heads))
         return q / states**0.5, k / states**0.5, v, log_decay
 
     # Per entry of the state: multiply-adds of the write and of the read-out, and the decay.
@@ -167,7 +114,7 @@ def _delta_rule(batch, length, heads, key_dim, value_dim) -> Case:
 
     def operands(scale):
         by_head = (batch, length // scale, heads)
-        q, k, v, beta, log_decay = _normal(
+        q, k, v, beta, log_decay = normal(
             (*by_head, key_dim), (*by_head, key_dim), (*by_head, value_dim), by_head, by_head
         )
         return unit(q), unit(k), v, beta, log_decay
@@ -180,8 +127,10 @@ def _delta_rule(batch, length, heads, key_dim, value_dim) -> Case:
 CASES = {
     "selective scan B2 L8192 E4096 N16": _selective_scan(2, 8192, 4096, 16),
     "selective scan B1 L65536 E1024 N16": _selective_scan(1, 65536, 1024, 16),
-    "s4d B4 L8192 D1024 N64": _s4d(4, 8192, 1024, 32),
-    "s4 B4 L8192 D1024 N64": _s4(4, 8192, 1024, 32),
+    "s4d B4 L8192 D1024 N64": s4d_case(4, 8192, 1024, 32),
+    "s4d layer B4 L8192 D1024 N64": s4d_case(4, 8192, 1024, 32, layer=True),
+    "s4 B4 L8192 D1024 N64": s4_case(4, 8192, 1024, 32),
+    "s4 layer B4 L8192 D1024 N64": s4_case(4, 8192, 1024, 32, layer=True),
     "ssd B2 L8192 H64 P64 N128": _ssd(2, 8192, 64, 64, 128, 1),
     "linear attention B4 L8192 H16 K128 P128": _ssd(4, 8192, 16, 128, 128, 16, decays=False),
     "gated delta rule B4 L8192 H16 K128 P128": _delta_rule(4, 8192, 16, 128, 128),

@@ -96,19 +96,21 @@ class S4Mixer(nnx.Module):
         step_D = jnp.exp(self.log_step[...])
         system = a_DN, vector("p"), vector("b")
 
-        def scan(c, x_BLD, resets_BL, h_BDN=None):
+        def scan(c, x_BLD, resets_BL, h_BDN=None, skip_D=None):
             return s4(
                 x_BLD,
                 discretise(*system, vector(c), step_D),
                 resets_BL,
                 h_BDN,
+                skip_D=skip_D,
                 chunk_size=self.config.chunk_size,
                 implementation=ctx.implementation.s4,
             )
 
         if self.config.causal:
             resets_BL = ctx.resets_BL(None if state is None else state["segment"])
-            y_BLD, ssm = scan("c", x_BLD, resets_BL, None if state is None else state["ssm"])
+            h_BDN = None if state is None else state["ssm"]
+            y_BLD, ssm = scan("c", x_BLD, resets_BL, h_BDN, self.skip[...])
             next_state = {"ssm": ssm, "segment": ctx.last_segment_B()}
         elif state is None:
             starts_BL, next_state = ctx.resets_BL(None), ()
@@ -125,7 +127,9 @@ class S4Mixer(nnx.Module):
                 y_BLD += jnp.where(ends_BL[..., None], 0, later_BLD)
         else:
             raise UserError(NO_STATE)
-        y_BLD = jax.nn.gelu((y_BLD + self.skip[...] * x_BLD).astype(x_BLD.dtype))
+        if not self.config.causal:
+            y_BLD = y_BLD + self.skip[...] * x_BLD
+        y_BLD = jax.nn.gelu(y_BLD.astype(x_BLD.dtype))
         gate_BLD = jax.nn.sigmoid(project("ble,ed->bld", y_BLD, self.gate))
         return project("ble,ed->bld", y_BLD, self.out) * gate_BLD, next_state
 

@@ -84,10 +84,11 @@ class S4DMixer(nnx.Module):
             jax.lax.complex(self.c_real[...], self.c_imag[...]) * b_DN,
             ctx.resets_BL(None if state is None else state["segment"]),
             None if state is None else state["ssm"],
+            skip_D=self.skip[...],
             chunk_size=self.config.chunk_size,
             implementation=ctx.implementation.s4d_scan,
         )
-        y_BLD = jax.nn.gelu((y_BLD + self.skip[...] * x_BLD).astype(x_BLD.dtype))
+        y_BLD = jax.nn.gelu(y_BLD.astype(x_BLD.dtype))
         gate_BLD = jax.nn.sigmoid(project("ble,ed->bld", y_BLD, self.gate))
         y_BLD = project("ble,ed->bld", y_BLD, self.out) * gate_BLD
         return y_BLD, {"ssm": ssm, "segment": ctx.last_segment_B()}

@@ -3,6 +3,7 @@ repeats.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ SHAPES = {  # B, L, D, pairs of states, mean of the log of the step
 
 
 def operands(shape, dtype: str, name: str):
-    """u (as ``dtype`` can hold it), parameters, initial state, cotangents; as in float32."""
+    """u (as ``dtype`` can hold it), parameters, skip, initial state; cotangents. As in float32."""
     batch, length, width, pairs, mean = shape
     rng = np.random.default_rng(0)
 
@@ -48,17 +49,18 @@ def operands(shape, dtype: str, name: str):
         log_decay_DN = step_D[:, None] * (-1 + 1j * np.linspace(0, 10, pairs, dtype=np.float32))
         parameters = np.complex64(log_decay_DN), c_DN
     cotangents = normal(batch, length, width), paired(batch, width, pairs)
-    return (u_BLD, *parameters, state_BDN), cotangents
+    return (u_BLD, *parameters, normal(width), state_BDN), cotangents
 
 
 def run(name, implementation, resets_BL, u_BLD, *rest):
-    *parameters, state_BDN = rest
+    *parameters, skip_D, state_BDN = rest
+    how: Any = {"skip_D": skip_D, "implementation": implementation}
     if name == "s4":
         a_DN, p_DN, b_DN, c_DN, step_D = parameters
         system = discretise(a_DN, p_DN, b_DN, c_DN, step_D)
-        return s4(u_BLD, system, resets_BL, state_BDN, implementation=implementation)
+        return s4(u_BLD, system, resets_BL, state_BDN, **how)
     log_decay_DN, c_DN = parameters
-    return s4d_scan(u_BLD, log_decay_DN, c_DN, resets_BL, state_BDN, implementation=implementation)
+    return s4d_scan(u_BLD, log_decay_DN, c_DN, resets_BL, state_BDN, **how)
 
 
 def check(name, shape, dtype, packed, from_state):

@@ -81,9 +81,12 @@ class _Tile:
         """How many of the tokens before it each token of the group from t0 on sees; None: all."""
         if self.words is None:
             return [None] * rows
+        return _seen_in(self.word(t0, rows), rows)
+
+    def word(self, t0, rows):
+        """That of the group; as of documents of one token behind the row."""
         group = t0 // rows
-        word = load(self.words, (self.batch, group), group < self.words.shape[1])
-        return [(word >> 2 * r) & 3 for r in range(rows)]
+        return load(self.words, (self.batch, group), group < self.words.shape[1])
 
 
 def _if_seen(value, back, seen):
@@ -92,6 +95,15 @@ def _if_seen(value, back, seen):
 
 def _sigmoid(x):
     return 1 / (1 + jnp.exp2(-_LOG2_E * x))
+
+
+def _seen_in(word, rows: int):
+    return [(word >> 2 * r) & 3 for r in range(rows)]
+
+
+def _all_seen(width: int, rows: int) -> int:
+    """The word of a group whose tokens see all before them."""
+    return sum((width - 1) << 2 * r for r in range(rows))
 
 
 def _words(seen_BL, rows: int):
@@ -171,15 +183,26 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
             yield x_C.astype(jnp.float32), dy_C.astype(jnp.float32)
 
     def group(i, carry):
-        earlier, open_, sums = carry
         t0 = tile.start + i * rows
         loaded = load_rows(t0, rows)
-        seens = tile.seen_by_group(t0, rows)
-        for r, (x_C, dy_C) in enumerate(wide(loaded)):
-            dp_C, inputs, open_ = token(t0 + r, x_C, dy_C, seens[r], earlier, open_)
-            sums = [s + dp_C * value for s, value in zip(sums, [*inputs, 1.0], strict=True)]
-            earlier = [x_C, *earlier[:-1]]
-        return earlier, open_, sums
+
+        def tokens_of_group(seens):
+            earlier, open_, sums = carry
+            for r, (x_C, dy_C) in enumerate(wide(loaded)):
+                dp_C, inputs, open_ = token(t0 + r, x_C, dy_C, seens[r], earlier, open_)
+                sums = [s + dp_C * value for s, value in zip(sums, [*inputs, 1.0], strict=True)]
+                earlier = [x_C, *earlier[:-1]]
+            return earlier, open_, sums
+
+        if tile.words is None:
+            return tokens_of_group([None] * rows)
+        # Selecting costs as much as the rest, and few groups are near the start of a document.
+        word = tile.word(t0, rows)
+        return jax.lax.cond(
+            word == _all_seen(width, rows),
+            lambda: tokens_of_group([None] * rows),
+            lambda: tokens_of_group(_seen_in(word, rows)),
+        )
 
     zero = jnp.zeros((channels,), jnp.float32)
     start = (tile.before(x, past), [zero] * (width - 1), [zero] * (width + 1))

@@ -40,10 +40,11 @@ def s4d_scan(
     resets_BL: jax.Array | None = None,
     initial_state_BDN: jax.Array | None = None,
     *,
+    skip_D: jax.Array | None = None,
     chunk_size: int = 32,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """``h_t = exp(log_decay) h_{t-1} + u_t``, ``y_t = 2 Re(c . h_t)``, per channel D.
+    """``h_t = exp(log_decay) h_{t-1} + u_t``, ``y_t = 2 Re(c . h_t) + skip u_t``, per channel D.
 
     N counts conjugate pairs (half the state size). Equation 2 and section 3 of Gu et al. 2022
     (arXiv 2206.11893) with the discretised B folded into ``c``.
@@ -54,6 +55,7 @@ def s4d_scan(
         c_DN: complex ``C * B_bar``.
         resets_BL: True where the state is cleared before the token.
         initial_state_BDN: complex state before the first token; None is zero.
+        skip_D: None is zero.
         chunk_size: tokens of a chunk in the XLA form.
 
     Returns:
@@ -63,13 +65,16 @@ def s4d_scan(
     obstacles = {"pallas": obstacle, "xla": None, "reference": None}
     chosen = choose("s4d_scan", implementation, obstacles)
     if chosen == "pallas":
-        return s4d_gpu.scan(u_BLD, log_decay_DN, c_DN, resets_BL, initial_state_BDN)
+        return s4d_gpu.scan(u_BLD, log_decay_DN, c_DN, resets_BL, initial_state_BDN, skip_D)
     wide = jnp.promote_types(u_BLD.dtype, jnp.float32)
     if initial_state_BDN is None:
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *c_DN.shape), c_DN.dtype)
-    u_BLD = u_BLD.astype(wide)
+    wide_BLD = u_BLD.astype(wide)
     operands = (resets_BL, initial_state_BDN)
     if chosen == "reference" or u_BLD.shape[1] == 1:
-        x = {"u": u_BLD, "step": jnp.ones(u_BLD.shape[:2], wide)}
-        return reference.scan(_S4D(log_decay_DN, c_DN), x, *operands)
-    return s4d_xla.scan(u_BLD, log_decay_DN, c_DN, *operands, chunk_size=chunk_size)
+        x = {"u": wide_BLD, "step": jnp.ones(u_BLD.shape[:2], wide)}
+        y_BLD, last_BDN = reference.scan(_S4D(log_decay_DN, c_DN), x, *operands)
+    else:
+        operands = (log_decay_DN, c_DN, *operands)
+        y_BLD, last_BDN = s4d_xla.scan(wide_BLD, *operands, chunk_size=chunk_size)
+    return time_invariant.add_skip(y_BLD, u_BLD, skip_D), last_BDN

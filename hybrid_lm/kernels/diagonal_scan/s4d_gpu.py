@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from hybrid_lm.kernels import time_invariant
 from hybrid_lm.kernels.diagonal_scan import s4d_xla
-from hybrid_lm.kernels.time_invariant import Maps
+from hybrid_lm.kernels.time_invariant import Maps, add_skip
 
 _CHUNK = 64
 _REMAINDER_CHUNK = 32
@@ -33,13 +33,14 @@ def scan(
     c_DN: jax.Array,
     resets_BL: jax.Array | None,
     initial_state_BDN: jax.Array | None,
+    skip_D: jax.Array | None,
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.diagonal_scan.s4d.s4d_scan`; u in its own dtype."""
 
     pairs = c_DN.shape[1]
-    maps = _maps(log_decay_DN, c_DN, _CHUNK)
+    maps = _maps(log_decay_DN, c_DN, _CHUNK).skipping(skip_D)
 
     def to_parts(h_BDN):
         h_BDQN = jnp.stack([h_BDN.real, h_BDN.imag], axis=2)
@@ -51,9 +52,9 @@ def scan(
 
     def remainder(u_BLD, resets_BL, h_BDQP):
         operands = (log_decay_DN, c_DN, resets_BL, from_parts(h_BDQP))
-        u_BLD = u_BLD.astype(jnp.float32)
-        y_BLD, h_BDN = s4d_xla.scan(u_BLD, *operands, chunk_size=_REMAINDER_CHUNK)
-        return y_BLD, to_parts(h_BDN)
+        wide_BLD = u_BLD.astype(jnp.float32)
+        y_BLD, h_BDN = s4d_xla.scan(wide_BLD, *operands, chunk_size=_REMAINDER_CHUNK)
+        return add_skip(y_BLD, u_BLD, skip_D), to_parts(h_BDN)
 
     state = None if initial_state_BDN is None else to_parts(initial_state_BDN)
     operands = (u_BLD, maps, resets_BL, state, remainder)

@@ -11,6 +11,7 @@ from hybrid_lm.kernels.dispatch import choose
 from hybrid_lm.kernels.s4 import gpu, reference, xla
 from hybrid_lm.kernels.s4.convolution import kernel, two_sided
 from hybrid_lm.kernels.s4.system import System, discretise
+from hybrid_lm.kernels.time_invariant import add_skip
 
 __all__ = ["System", "discretise", "kernel", "s4", "two_sided"]
 
@@ -21,16 +22,18 @@ def s4(
     resets_BL: jax.Array | None = None,
     initial_state_BDN: jax.Array | None = None,
     *,
+    skip_D: jax.Array | None = None,
     chunk_size: int = 128,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Run the recurrence over L.
+    """Run the recurrence over L; ``skip u`` is added to the outputs.
 
     Args:
         u_BLD: inputs; computed in float32 (float64 if given).
         system: the discretised systems of the channels.
         resets_BL: True where the state is cleared before the token.
         initial_state_BDN: complex state before the first token; None is zero.
+        skip_D: None is zero.
         chunk_size: tokens that one convolution handles in the XLA form.
         implementation: see `Implementation`.
 
@@ -40,11 +43,13 @@ def s4(
     obstacles = {"pallas": gpu.obstacle(u_BLD, system), "xla": None, "reference": None}
     chosen = choose("s4", implementation, obstacles)
     if chosen == "pallas":
-        return gpu.s4(u_BLD, system, resets_BL, initial_state_BDN)
+        return gpu.s4(u_BLD, system, resets_BL, initial_state_BDN, skip_D)
     if initial_state_BDN is None:
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *system.b_DN.shape), system.b_DN.dtype)
-    u_BLD = u_BLD.astype(initial_state_BDN.real.dtype)
-    operands = (u_BLD, system, resets_BL, initial_state_BDN)
+    wide_BLD = u_BLD.astype(initial_state_BDN.real.dtype)
+    operands = (wide_BLD, system, resets_BL, initial_state_BDN)
     if chosen == "reference":
-        return reference.s4(*operands)
-    return xla.s4(*operands, chunk_size=chunk_size)
+        y_BLD, last_BDN = reference.s4(*operands)
+    else:
+        y_BLD, last_BDN = xla.s4(*operands, chunk_size=chunk_size)
+    return add_skip(y_BLD, u_BLD, skip_D), last_BDN

@@ -7,7 +7,7 @@ from hybrid_lm.kernels import time_invariant
 from hybrid_lm.kernels.s4 import xla
 from hybrid_lm.kernels.s4.chunk import chunk
 from hybrid_lm.kernels.s4.system import System
-from hybrid_lm.kernels.time_invariant import Maps
+from hybrid_lm.kernels.time_invariant import Maps, add_skip
 
 _CHUNK = 64
 
@@ -20,8 +20,7 @@ def _maps(system: System, size: int) -> Maps:
     def filled(x, *axes):
         return jnp.pad(x, [(0, fill if axis in axes else 0) for axis in range(x.ndim)])
 
-    # The kernels have states as rows: from, to.
-    across_DMM = filled(across_DMM.swapaxes(1, 2), 1, 2)
+    across_DMM = filled(across_DMM, 1, 2)
     write_DCM, read_DCM = filled(reach_DCM[:, ::-1], 2), filled(read_DCM, 2)
     return Maps(taps_DC, write_DCM[:, None], read_DCM[:, None], across_DMM)
 
@@ -39,13 +38,14 @@ def s4(
     system: System,
     resets_BL: jax.Array | None,
     initial_state_BDN: jax.Array | None,
+    skip_D: jax.Array | None,
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.s4.s4`; u in its own dtype."""
 
     pairs = system.b_DN.shape[1]
-    maps = _maps(system, _CHUNK)
+    maps = _maps(system, _CHUNK).skipping(skip_D)
 
     def to_parts(h_BDN):
         h_BDM = jnp.concatenate([h_BDN.real, h_BDN.imag], axis=-1)
@@ -58,7 +58,7 @@ def s4(
     def remainder(u_BLD, resets_BL, h_BDQP):
         operands = (system, resets_BL, from_parts(h_BDQP))
         y_BLD, h_BDN = xla.s4(u_BLD.astype(jnp.float32), *operands, chunk_size=_CHUNK)
-        return y_BLD, to_parts(h_BDN)
+        return add_skip(y_BLD, u_BLD, skip_D), to_parts(h_BDN)
 
     state = None if initial_state_BDN is None else to_parts(initial_state_BDN)
     operands = (u_BLD, maps, resets_BL, state, remainder)

@@ -43,7 +43,7 @@ def s4(
 
     def step(h_BDM, at):
         written_BDM, stays_B11 = at
-        next_BDM = einsum_f32("dlm,bdm->bdl", across_DMM, h_BDM)
+        next_BDM = einsum_f32("dlm,bdl->bdm", across_DMM, h_BDM)
         if stays_B11 is not None:
             next_BDM = jnp.where(stays_B11, next_BDM, 0.0)
         return next_BDM + written_BDM, h_BDM

@@ -9,7 +9,7 @@ with shifts), and once from the right states. The states go to memory for the gr
 
 Backwards the same kernel runs the transposed system in reverse, where ``write`` and ``read`` change
 places; `_gradients` then sums over all chunks what their matrices get. All sums are in a fixed
-order.
+order. A skip from inputs to outputs is part of the first tap.
 
 Packed rows: ``run`` numbers the documents of a chunk. A tile goes through T once with the tokens of
 the first document of each chunk, once with those of the last, and once per document in between.
@@ -23,11 +23,11 @@ import jax.numpy as jnp
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.time_invariant.gradients import gradients
-from hybrid_lm.kernels.time_invariant.maps import Maps
+from hybrid_lm.kernels.time_invariant.maps import Maps, add_skip
 from hybrid_lm.kernels.time_invariant.outputs import outputs
 from hybrid_lm.kernels.time_invariant.sizes import Sizes, choose_sizes
 
-__all__ = ["Maps", "obstacle", "scan"]
+__all__ = ["Maps", "add_skip", "obstacle", "scan"]
 
 Remainder = Callable[[jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
 

@@ -25,6 +25,12 @@ class Maps(NamedTuple):
     read_DQCP: jax.Array
     across: jax.Array
 
+    def skipping(self, skip_D: jax.Array | None) -> "Maps":
+        """Those that also add ``skip u`` to the outputs."""
+        if skip_D is None:
+            return self
+        return self._replace(taps_DC=self.taps_DC.at[:, 0].add(skip_D))
+
     def turned(self) -> "Maps":
         """Those of the transposed system, for rows in reverse."""
         if self.write_DQCP.shape[1] == 2:
@@ -32,3 +38,8 @@ class Maps(NamedTuple):
         else:
             across = self.across.swapaxes(1, 2)
         return Maps(self.taps_DC, self.read_DQCP, self.write_DQCP, across)
+
+
+def add_skip(y_BLD: jax.Array, u_BLD: jax.Array, skip_D: jax.Array | None) -> jax.Array:
+    """``y + skip u``; no skip: y."""
+    return y_BLD if skip_D is None else y_BLD + skip_D * u_BLD

@@ -48,8 +48,15 @@ def _pass_on(ends, stays_M, across, span_M, *, sizes, split, reverse):
         return (gap_MM == by) & (span_M[:, None] >= by)
 
     def shift(h, by):
-        shift_MM = earlier(by).astype(jnp.float32)
-        return [dot(shift_MM, h_MP, split=split) for h_MP in h]
+        # As products; an inf or NaN times 0 would reach other rows, so that these go apart.
+        earlier_MM = earlier(by)
+        broken_M = jnp.zeros((sizes.tile,), jnp.float32)
+        for h_MP in h:
+            broken_M += jnp.sum(jnp.where(jnp.abs(h_MP) < jnp.inf, 0.0, 1.0), axis=1)
+        broken_M1 = (jnp.sum(jnp.where(earlier_MM, broken_M[None, :], 0), axis=1) > 0)[:, None]
+        finite = [jnp.where(jnp.abs(h_MP) < jnp.inf, h_MP, 0) for h_MP in h]
+        moved = [dot(earlier_MM.astype(jnp.float32), h_MP, split=split) for h_MP in finite]
+        return [jnp.where(broken_M1, jnp.nan, h_MP) for h_MP in moved]
 
     def double(level, carry):
         ends, stays_M, across = carry
