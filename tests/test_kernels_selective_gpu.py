@@ -64,7 +64,7 @@ def test_pallas_equals_reference_values_and_gradients(
 ):
     for module in (selective_forward, selective_backward):
         monkeypatch.setattr(module, "TOKENS", 4)
-    monkeypatch.setattr(selective_gpu, "_MIN_STATES", 4)
+    monkeypatch.setattr(selective_gpu, "_STATES", (4, 8, 16, 64))
     monkeypatch.setattr(selective_gpu, "_pieces", lambda programs, length: pieces)
     inputs, cotangents = operands(length, 33, states, fused)
     resets_BL = None

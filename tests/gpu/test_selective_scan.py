@@ -43,8 +43,7 @@ def kernels(*operands, **options):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_match_float64(monkeypatch, case):
-    monkeypatch.setattr(selective_gpu, "_MIN_STATES", 4)
+def test_values_and_gradients_match_float64(case):
     batch, length, inner, states, mean, scale, packed, fused, dtype = CASES[case]
     rng = np.random.default_rng(0)
 

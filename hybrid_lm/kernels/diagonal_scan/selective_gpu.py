@@ -25,8 +25,7 @@ _CLEAR = -1e30  # log2 of the decay across a start of document; exp2 of it is ex
 _STOPPED = -1e30  # softplus of it is exactly 0: a token that leaves the state as it is
 _PROGRAMS = 256  # that fill the card
 _MIN_PIECE = 128  # tokens
-_MAX_STATES = 16  # the layouts of other N have not run on a GPU yet; the kernels take up to 64
-_MIN_STATES = 16  # fewer are padded
+_STATES = (4, 16, 32, 64)  # whose layouts have passed on a GPU; others are padded
 
 
 class _Grid:
@@ -142,8 +141,8 @@ _scan.defvjp(_forward, _backward)
 def obstacle(u_BLE: jax.Array, a_EN: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     common = pallas_triton.obstacle(u_BLE)
-    if common is None and a_EN.shape[1] > _MAX_STATES:
-        return f"state_size {a_EN.shape[1]} is more than {_MAX_STATES}"
+    if common is None and a_EN.shape[1] > _STATES[-1]:
+        return f"state_size {a_EN.shape[1]} is more than {_STATES[-1]}"
     return common
 
 
@@ -171,7 +170,7 @@ def selective_scan(
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.diagonal_scan.selective.selective_scan`; any L, any E."""
     batch, length, inner = u_BLE.shape
-    states = max(_MIN_STATES, 1 << (a_EN.shape[1] - 1).bit_length())
+    states = min(states for states in _STATES if states >= a_EN.shape[1])
     extra = states - a_EN.shape[1]
     pieces = _pieces(batch * -(-inner // channels(states)), length)
     tokens, idle = -length % (selective_forward.TOKENS * pieces), -inner % channels(states)
