@@ -58,9 +58,8 @@ class Mixers:
             window = dataclasses.replace(configs["attention"], window=1024)
             configs["attention, window 1024"] = window
         cases = [(name, length) for name in configs for length in self.lengths]
-        os.environ.setdefault(
-            "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-        )  # processes share the device
+        # The processes share the device.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         programs = in_processes(self.compiled, [(configs[name], at) for name, at in cases])
         leaves = {
             name: jax.tree.leaves(nnx.state(config.build(self.width, nnx.Rngs(0))))
