@@ -10,6 +10,7 @@ Decays reach the kernels as three factors of a token (made by XLA, which also di
 at the token of the state before the chunk, and at the end of the chunk of what the token writes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,6 +96,15 @@ def states_obstacle(key_dim: int, width: int, *, least: int = 16) -> str | None:
     """Why no kernel holds states of this shape on chip; None if they do."""
     fits = all(least <= dim <= 256 and dim.bit_count() == 1 for dim in (key_dim, width))
     return None if fits and key_dim * width <= 128 * 256 else f"states of {key_dim} x {width}"
+
+
+def half_obstacle(k_BLHK: jax.Array, v_BLHP: jax.Array, *, least: int = 16) -> str | None:
+    """Why no kernel whose products are of bfloat16 runs on such operands; None if one does."""
+    if reason := states_obstacle(k_BLHK.shape[-1], v_BLHP.shape[-1], least=least):
+        return reason
+    if v_BLHP.dtype != jnp.bfloat16:
+        return "its products are of bfloat16"
+    return pallas_triton.obstacle(v_BLHP)
 
 
 def decay(total_C, run_C, *, keys_first=False):
@@ -198,18 +208,42 @@ def _write_gradients(
     dk[batch, tokens, part, :] = dk_CN.astype(dk.dtype)
 
 
-def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
-    """Run a kernel on every part of the heads of every chunk; operands start with [B, L, G, N]."""
-    batch, length, groups, _ = operands[0].shape
+def like(x: jax.Array) -> jax.ShapeDtypeStruct:
+    """An output as ``x``."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def by_chunk(
+    kernel: Callable[..., None],
+    outputs: Any,
+    operands: tuple[jax.Array, ...],
+    *,
+    chunk: int,
+    parts: int = 1,
+    warps: int = 4,
+    stages: int = 2,
+    interpret: bool,
+) -> Any:
+    """Run a kernel on every part of every head (or group) of every chunk, side by side.
+
+    Operands start with [B, L, H, .].
+    """
+    batch, length, heads, _ = operands[0].shape
     return pallas_triton.call(
-        partial(kernel, chunk=sizes.chunk, share=sizes.share, parts=sizes.parts),
-        (groups * sizes.parts, length // sizes.chunk, batch),
+        partial(kernel, chunk=chunk),
+        (heads * parts, length // chunk, batch),
         outputs,
         *operands,
         warps=warps,
-        stages=2,
-        interpret=sizes.interpret,
+        stages=stages,
+        interpret=interpret,
     )
+
+
+def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
+    chunk, share, parts, interpret = sizes
+    kernel, options = partial(kernel, share=share, parts=parts), {"parts": parts, "warps": warps}
+    return by_chunk(kernel, outputs, operands, chunk=chunk, interpret=interpret, **options)
 
 
 def outputs(
@@ -217,7 +251,7 @@ def outputs(
 ) -> jax.Array:
     """y [B, L, H, P] in the dtype of v, from the states before the chunks [B, chunks, H, N, P]."""
     operands = (q, k, v, factors.total, factors.run, factors.from_start, before, *(scales or ()))
-    return _by_chunk(_outputs, jax.ShapeDtypeStruct(v.shape, v.dtype), operands, sizes)
+    return _by_chunk(_outputs, like(v), operands, sizes)
 
 
 def gradients(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import chunked_gpu, pallas_triton
-from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, decay, padded
+from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, by_chunk, decay, like, padded
 from hybrid_lm.kernels.pallas_triton import dot
 
 _CHUNK = 64
@@ -171,21 +171,9 @@ def _solve_gradients(
     dk[batch, tokens, head, :] = dk_CK.astype(dk.dtype)
 
 
-def _like(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
 def _by_chunk(kernel, outputs, *operands, sizes: Sizes):
-    """Run a kernel on every chunk of every head; operands start with [B, L, H, .]."""
-    batch, length, heads, _ = operands[0].shape
-    return pallas_triton.call(
-        partial(kernel, chunk=sizes.chunk),
-        (heads, length // sizes.chunk, batch),
-        outputs,
-        *operands,
-        warps=4,
-        interpret=sizes.interpret,
-    )
+    chunk, interpret = sizes.chunk, sizes.interpret
+    return by_chunk(kernel, outputs, operands, chunk=chunk, stages=1, interpret=interpret)
 
 
 def _walk(kernel, outputs, *operands, sizes: Sizes):
@@ -216,11 +204,11 @@ def _forward(q, k, v, beta, factors, start_BHKP, sizes):
 
     inverse = jax.ShapeDtypeStruct((batch, heads, length, sizes.chunk), k.dtype)
     operands = (k, v, beta, total, run, from_start)
-    inverse, w, u = _by_chunk(_solve, (inverse, _like(k), _like(v)), *operands, sizes=sizes)
+    inverse, w, u = _by_chunk(_solve, (inverse, like(k), like(v)), *operands, sizes=sizes)
     per_chunk = (batch, length // sizes.chunk, heads, *start_BHKP.shape[2:])
-    states = (_like(start_BHKP), jax.ShapeDtypeStruct(per_chunk, v.dtype))
+    states = (like(start_BHKP), jax.ShapeDtypeStruct(per_chunk, v.dtype))
     operands = (w, u, k, to_end, stays, start_BHKP)
-    last, before, writes = _walk(_pass_states, (*states, _like(v)), *operands, sizes=sizes)
+    last, before, writes = _walk(_pass_states, (*states, like(v)), *operands, sizes=sizes)
     y = chunked_gpu.outputs(q, k, writes, factors, before, sizes)
     return (y, last), (q, k, v, beta, factors, inverse, w, u, before, writes)
 
@@ -230,14 +218,14 @@ def _backward(sizes, residuals, cotangents):
     dy, dlast = cotangents
     total, from_start, to_end, stays, run = factors
 
-    dwrites = _by_chunk(_read_writes, _like(v), q, k, total, run, dy, sizes=sizes)
+    dwrites = _by_chunk(_read_writes, like(v), q, k, total, run, dy, sizes=sizes)
     operands = (w, q, k, dy, dwrites, from_start, to_end, stays, dlast)
-    dstart, after = _walk(_pass_cotangents, (_like(dlast), _like(before)), *operands, sizes=sizes)
+    dstart, after = _walk(_pass_cotangents, (like(dlast), like(before)), *operands, sizes=sizes)
     dq, dk, dwrites, dfactors, _ = chunked_gpu.gradients(
         q, k, writes, factors, before, after, dy, sizes, dk_dtype=jnp.float32
     )
     operands = (k, v, beta, total, run, from_start, inverse, w, u, before, dwrites, dk)
-    outputs = (_like(k), _like(v), _like(beta), _like(total), _like(from_start))
+    outputs = (like(k), like(v), like(beta), like(total), like(from_start))
     dk, dv, dbeta, dtotal, dfrom_start = _by_chunk(
         _solve_gradients, outputs, *operands, sizes=sizes
     )
@@ -252,12 +240,7 @@ _delta_rule.defvjp(_forward, _backward)
 
 def obstacle(k_BLHK: jax.Array, v_BLHP: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
-    key_dim, width = k_BLHK.shape[-1], v_BLHP.shape[-1]
-    if reason := chunked_gpu.states_obstacle(key_dim, width, least=32):
-        return reason
-    if v_BLHP.dtype != jnp.bfloat16:
-        return "its products are of bfloat16"
-    return pallas_triton.obstacle(v_BLHP)
+    return chunked_gpu.half_obstacle(k_BLHK, v_BLHP, least=32)
 
 
 def delta_rule(

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.precision import project
+from hybrid_lm.kernels.rows_gpu import ROWS, by_rows
 
-_ROWS = 64  # of a program
 _TILE = 2048  # channels of rows taken at a time
 _WARPS = 4
-_WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 
 
 def _gate(y, z, tokens):
@@ -27,7 +26,7 @@ def _gate(y, z, tokens):
 
 
 def _forward_kernel(y, z, scale, out, *, tile, epsilon):
-    first = pl.program_id(0) * _ROWS
+    first = pl.program_id(0) * ROWS
 
     def rows(i, _):
         tokens = pl.ds(first + i * tile, tile)
@@ -36,14 +35,14 @@ def _forward_kernel(y, z, scale, out, *, tile, epsilon):
         inverse_T = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)
         out[tokens, :] = (u_TE * inverse_T[:, None] * scale[...][None, :]).astype(out.dtype)
 
-    jax.lax.fori_loop(0, _ROWS // tile, rows, None)
+    jax.lax.fori_loop(0, ROWS // tile, rows, None)
 
 
 def _backward_kernel(y, z, scale, dout, dy, dz, out, dscale, *, tile, epsilon):
     program = pl.program_id(0)
 
     def rows(i, dscale_E):
-        tokens = pl.ds(program * _ROWS + i * tile, tile)
+        tokens = pl.ds(program * ROWS + i * tile, tile)
         y_TE, z_TE, sigmoid_TE = _gate(y, z, tokens)
         silu_TE = z_TE * sigmoid_TE
         u_TE = y_TE * silu_TE
@@ -59,19 +58,10 @@ def _backward_kernel(y, z, scale, dout, dy, dz, out, dscale, *, tile, epsilon):
         return dscale_E + jnp.sum(dout_TE * normed_TE, axis=0)
 
     zeros_E = jnp.zeros(y.shape[1], jnp.float32)
-    dscale[program, :] = jax.lax.fori_loop(0, _ROWS // tile, rows, zeros_E)
+    dscale[program, :] = jax.lax.fori_loop(0, ROWS // tile, rows, zeros_E)
 
 
-def _call(kernel, outputs, *operands, epsilon, interpret):
-    rows, width = operands[0].shape
-    return pallas_triton.call(
-        partial(kernel, tile=min(max(_TILE // width, 1), _ROWS), epsilon=epsilon),
-        (rows // _ROWS,),
-        outputs,
-        *operands,
-        warps=_WARPS,
-        interpret=interpret,
-    )
+_call = partial(by_rows, channels=_TILE, warps=_WARPS)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -89,7 +79,7 @@ def _forward(*arguments):
 def _backward(epsilon, interpret, operands, dout_TD):
     y_TE, z_TE, scale_E, weight_ED = operands
     like_y, like_z = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (y_TE, z_TE))
-    parts = jax.ShapeDtypeStruct((y_TE.shape[0] // _ROWS, y_TE.shape[1]), jnp.float32)
+    parts = jax.ShapeDtypeStruct((y_TE.shape[0] // ROWS, y_TE.shape[1]), jnp.float32)
     dy_TE, dz_TE, normed_TE, dscale_PE = _call(
         _backward_kernel,
         (like_y, like_z, like_y, parts),
@@ -106,9 +96,7 @@ _gated_norm.defvjp(_forward, _backward)
 
 def obstacle(y_BLE: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
-    if y_BLE.shape[-1] not in _WIDTHS:
-        return f"{y_BLE.shape[-1]} channels"
-    return pallas_triton.obstacle(y_BLE)
+    return rows_gpu.obstacle(y_BLE, is_padded=True)
 
 
 def gated_norm(
@@ -118,7 +106,7 @@ def gated_norm(
 
     def rows(a_BLE):
         a_TE = a_BLE.reshape(-1, a_BLE.shape[-1])
-        return jnp.pad(a_TE, ((0, -a_TE.shape[0] % _ROWS), (0, 0)))
+        return jnp.pad(a_TE, ((0, -a_TE.shape[0] % ROWS), (0, 0)))
 
     operands = (rows(y_BLE), rows(z_BLE), scale_E, weight_ED)
     out_TD: Any = _gated_norm(*operands, epsilon, interpret)

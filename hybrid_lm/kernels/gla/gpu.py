@@ -4,9 +4,8 @@ As in `hybrid_lm.kernels.gla.xla`, the scores of a chunk are products over halve
 `_scores` and `_score_gradients`, in registers for all sizes, all chunks side by side. With the
 queries decayed from the start of their chunk and the keys to its end (by XLA, which also
 differentiates that), the rest is a recurrence whose only decay is that of a state over a chunk:
-`_pass_states` walks over the chunks, `_outputs` and the gradients take them side by side. Where
-rows are few, the walk is cut in spans: once from zero for what each span writes, once from the
-right states.
+`hybrid_lm.kernels.spans` walks over the chunks, `_outputs` and the gradients take them side by
+side.
 """
 
 import math
@@ -16,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels import chunked_gpu, pallas_triton
+from hybrid_lm.kernels import chunked_gpu
+from hybrid_lm.kernels.chunked_gpu import by_chunk, like
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.precision import einsum_f32
 from hybrid_lm.kernels.spans import choose_spans, walk
@@ -101,22 +101,10 @@ def _score_gradients(q, k, total, run, dscores, dq, dk, dtotal, *, chunk, keys):
     dtotal[batch, tokens, head, block] = dtotal_CK
 
 
-def _pass_states(k, v, stays, start, last, *saved, chunk, spans, columns, steps, reverse):
-    """``S <- diag(stays) S + k^T v`` over the chunks of a span; saves S before each of them."""
-    row, head = pl.program_id(0), pl.program_id(1)
-    batch, span = row // spans, row % spans
-    block = pl.ds(pl.program_id(2) * columns, columns)
-
-    def step(i, state_KP):
-        c = span * steps + (steps - 1 - i if reverse else i)
-        tokens = pl.ds(c * chunk, chunk)
-        for ref in saved:
-            ref[batch, c, head, :, block] = state_KP.astype(ref.dtype)
-        written_KP = dot(k[batch, tokens, head, :], v[batch, tokens, head, block], trans_a=True)
-        return stays[batch, c, head, :][:, None] * state_KP + written_KP
-
-    state_KP = jax.lax.fori_loop(0, steps, step, start[batch, span, head, :, block])
-    last[batch, span, head, :, block] = state_KP
+def _advance(k, v, stays, state_KP, *, batch, head, c, tokens, block):
+    """``S <- diag(stays) S + k^T v``"""
+    written_KP = dot(k[batch, tokens, head, :], v[batch, tokens, head, block], trans_a=True)
+    return stays[batch, c, head, :][:, None] * state_KP + written_KP
 
 
 def _outputs(q, v, scores, before, y, *, chunk, columns):
@@ -172,22 +160,9 @@ def _write_gradients(k, v, dy, scores, before, after, dk, dv, dstays, *, chunk, 
     dstays[batch, c, head, :] = dstays_K
 
 
-def _like(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
 def _by_chunk(kernel, outputs, *operands, parts=1, warps=4, interpret, **sizes):
-    """Run a kernel on every part of every head of every chunk; operands start with [B, L, H, .]."""
-    batch, length, heads, _ = operands[0].shape
-    return pallas_triton.call(
-        partial(kernel, chunk=_CHUNK, **sizes),
-        (heads * parts, length // _CHUNK, batch),
-        outputs,
-        *operands,
-        warps=warps,
-        stages=2,
-        interpret=interpret,
-    )
+    kernel, options = partial(kernel, **sizes), {"parts": parts, "warps": warps}
+    return by_chunk(kernel, outputs, operands, chunk=_CHUNK, interpret=interpret, **options)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -208,7 +183,7 @@ def _chunk_scores_backward(interpret, residuals, dscores):
     keys = min(q.shape[-1], _KEYS)
     dq, dk, dtotal = _by_chunk(
         _score_gradients,
-        (_like(q), _like(k), _like(total)),
+        (like(q), like(k), like(total)),
         *residuals,
         dscores,
         parts=q.shape[-1] // keys,
@@ -225,28 +200,18 @@ _chunk_scores.defvjp(_chunk_scores_forward, _chunk_scores_backward)
 def _walk(k, v, stays, start_BHKP, spans: int, *, reverse: bool, interpret: bool):
     """The state before (in reverse: after) each chunk, [B, chunks, H, K, P], and the last one."""
     batch, chunks, heads, key_dim = stays.shape
-    width = v.shape[-1]
-    columns, steps = min(width, _COLUMNS), chunks // spans
-    per_span = jax.ShapeDtypeStruct((batch, spans, heads, key_dim, width), jnp.float32)
-    per_chunk = jax.ShapeDtypeStruct((batch, chunks, heads, key_dim, width), v.dtype)
-    kernel = partial(
-        _pass_states, chunk=_CHUNK, spans=spans, columns=columns, steps=steps, reverse=reverse
+    decay = stays.reshape(batch, spans, chunks // spans, heads, key_dim).prod(2)[..., None]
+    return walk(
+        _advance,
+        (k, v, stays),
+        start_BHKP,
+        jnp.moveaxis(decay, 1, 0),
+        chunks=chunks,
+        chunk=_CHUNK,
+        dtype=v.dtype,
+        reverse=reverse,
+        interpret=interpret,
     )
-
-    def run(starts, *outputs):
-        return pallas_triton.call(
-            kernel,
-            (batch * spans, heads, width // columns),
-            outputs,
-            *(k, v, stays, starts),
-            warps=4,
-            stages=3 if v.dtype == jnp.bfloat16 else 1,
-            interpret=interpret,
-        )
-
-    decay = stays.reshape(batch, spans, steps, heads, key_dim).prod(2)[..., None]
-    decay = jnp.moveaxis(decay, 1, 0)
-    return walk(run, start_BHKP, decay, per_span, per_chunk, reverse=reverse)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
@@ -260,7 +225,7 @@ def _forward(q, k, v, scores, stays, start_BHKP, spans, interpret):
     columns = min(v.shape[-1], _COLUMNS)
     parts = v.shape[-1] // columns
     options = {"parts": parts, "columns": columns, "interpret": interpret}
-    y = _by_chunk(_outputs, _like(v), q, v, scores, before, **options)
+    y = _by_chunk(_outputs, like(v), q, v, scores, before, **options)
     return (y, last), (q, k, v, scores, stays, before)
 
 
@@ -269,9 +234,9 @@ def _backward(spans, interpret, residuals, cotangents):
     dy, dlast = cotangents
     after, dstart = _walk(q, dy, stays, dlast, spans, reverse=True, interpret=interpret)
     options = {"columns": min(v.shape[-1], _COLUMNS), "interpret": interpret}
-    outputs = _like(q), _like(scores)
+    outputs = like(q), like(scores)
     dq, dscores = _by_chunk(_read_gradients, outputs, q, v, dy, before, **options)
-    outputs = _like(k), _like(v), _like(stays)
+    outputs = like(k), like(v), like(stays)
     operands = (k, v, dy, scores, before, after)
     dk, dv, dstays = _by_chunk(_write_gradients, outputs, *operands, **options)
     return dq, dk, dv, dscores, dstays, dstart
@@ -282,12 +247,7 @@ _chunk_recurrence.defvjp(_forward, _backward)
 
 def obstacle(k_BLHK: jax.Array, v_BLHP: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
-    key_dim, width = k_BLHK.shape[-1], v_BLHP.shape[-1]
-    if reason := chunked_gpu.states_obstacle(key_dim, width):
-        return reason
-    if v_BLHP.dtype != jnp.bfloat16:
-        return "its products are of bfloat16"
-    return pallas_triton.obstacle(v_BLHP)
+    return chunked_gpu.half_obstacle(k_BLHK, v_BLHP)
 
 
 def gla(
@@ -301,10 +261,8 @@ def gla(
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.gla.gla`; any L."""
-    batch, length, heads, width = v_BLHP.shape
-    chunks = -(-length // _CHUNK)
-    walks = batch * heads * -(-width // _COLUMNS)
-    spans = choose_spans(walks, chunks)
+    batch, length, _, _ = v_BLHP.shape
+    spans = choose_spans(v_BLHP, -(-length // _CHUNK))
 
     def cut(x):
         """[B, L, ...] -> [B, chunks, C, ...]; a padded token writes nothing and keeps the state."""

@@ -11,19 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.residual_norm import xla
+from hybrid_lm.kernels.rows_gpu import ROWS, by_rows
 
-_ROWS = 64  # of a program
 _TILE = 4096  # channels of rows taken at a time
-_WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 
 
 def _gradients(x, scale, dresidual, dnormed, dx, dscale, *, tile, epsilon):
     program = pl.program_id(0)
 
     def rows(i, dscale_D):
-        tokens = pl.ds(program * _ROWS + i * tile, tile)
+        tokens = pl.ds(program * ROWS + i * tile, tile)
         x_TD, dy_TD = x[tokens, :].astype(jnp.float32), dnormed[tokens, :].astype(jnp.float32)
         inverse_T1 = jax.lax.rsqrt(jnp.mean(x_TD * x_TD, axis=1) + epsilon)[:, None]
         unit_TD, dunit_TD = x_TD * inverse_T1, dy_TD * scale[...][None, :]
@@ -33,7 +32,7 @@ def _gradients(x, scale, dresidual, dnormed, dx, dscale, *, tile, epsilon):
         return dscale_D + jnp.sum(dy_TD * unit_TD, axis=0)
 
     zeros_D = jnp.zeros(x.shape[1], jnp.float32)
-    dscale[program, :] = jax.lax.fori_loop(0, _ROWS // tile, rows, zeros_D)
+    dscale[program, :] = jax.lax.fori_loop(0, ROWS // tile, rows, zeros_D)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -49,17 +48,12 @@ def _forward(x_TD, scale_D, epsilon, interpret):
 def _backward(epsilon, interpret, operands, cotangents):
     x_TD, scale_D = operands
     rows, width = x_TD.shape
-    dx_TD, dscale_PD = pallas_triton.call(
-        partial(_gradients, tile=min(max(_TILE // width, 1), _ROWS), epsilon=epsilon),
-        (rows // _ROWS,),
-        (
-            jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype),
-            jax.ShapeDtypeStruct((rows // _ROWS, width), jnp.float32),
-        ),
-        *(x_TD, scale_D, *cotangents),
-        warps=8,
-        interpret=interpret,
+    outputs = (
+        jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype),
+        jax.ShapeDtypeStruct((rows // ROWS, width), jnp.float32),
     )
+    options = {"channels": _TILE, "warps": 8, "epsilon": epsilon, "interpret": interpret}
+    dx_TD, dscale_PD = by_rows(_gradients, outputs, x_TD, scale_D, *cotangents, **options)
     return dx_TD, dscale_PD.sum(0)
 
 
@@ -68,11 +62,7 @@ _residual_norm.defvjp(_forward, _backward)
 
 def obstacle(x_BLD: jax.Array) -> str | None:
     """Why the kernel cannot run on these operands; None if it can."""
-    if x_BLD.shape[-1] not in _WIDTHS:
-        return f"{x_BLD.shape[-1]} channels"
-    if x_BLD.shape[0] * x_BLD.shape[1] % _ROWS:
-        return f"tokens must be a multiple of {_ROWS}"
-    return pallas_triton.obstacle(x_BLD)
+    return rows_gpu.obstacle(x_BLD, is_padded=False)
 
 
 def residual_norm(x_BLD, scale_D, epsilon: float, *, interpret: bool = False):

@@ -1,9 +1,8 @@
 """State-space duality as Pallas kernels for NVIDIA GPUs (Triton backend).
 
-`_pass_states` walks over the chunks with the state of a head in registers and leaves the state
-before each of them; backwards it walks in reverse with the cotangent of the state. All else is done
-for all chunks side by side (`hybrid_lm.kernels.chunked_gpu`). Where rows are few, the walk is cut
-in spans: once from zero for what each span writes, once from the right states.
+A walk over the chunks (`hybrid_lm.kernels.spans`) has the state of a head in registers and leaves
+the state before each of them; backwards it goes in reverse with the cotangent of the state. All
+else is done for all chunks side by side (`hybrid_lm.kernels.chunked_gpu`).
 """
 
 from functools import partial
@@ -19,65 +18,33 @@ from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.spans import choose_spans, walk
 
 _CHUNK = 64
-_COLUMNS = 64  # of a state in one program of the walk
 _LEAST_COLUMNS = 16  # that a matrix product takes
 _PARTS = 1024  # parts of heads, chunk by chunk, that fill it
 
 
-def _pass_states(
-    k, v, weight, stays, start, last, *saved, chunk, share, spans, columns, steps, reverse
-):
-    """``S <- stays S + k^T (weight v)`` over the chunks of a span; saves S before each of them."""
-    row, head = pl.program_id(0), pl.program_id(1)
-    batch, span = row // spans, row % spans
-    block = pl.ds(pl.program_id(2) * columns, columns)
-
-    def step(i, state_NP):
-        c = span * steps + (steps - 1 - i if reverse else i)
-        tokens = pl.ds(c * chunk, chunk)
-        for ref in saved:
-            ref[batch, c, head, :, block] = state_NP.astype(ref.dtype)
-        v_CP = v[batch, tokens, head, block]
-        v_CP = (v_CP * weight[batch, head, tokens][:, None]).astype(v_CP.dtype)
-        k_CN = k[batch, tokens, head // share, :]
-        return stays[batch, head, c] * state_NP + dot(k_CN, v_CP, trans_a=True)
-
-    state_NP = jax.lax.fori_loop(0, steps, step, start[batch, span, head, :, block])
-    last[batch, span, head, :, block] = state_NP
+def _advance(k, v, weight, stays, state_NP, *, batch, head, c, tokens, block, share):
+    """``S <- stays S + k^T (weight v)``"""
+    v_CP = v[batch, tokens, head, block]
+    v_CP = (v_CP * weight[batch, head, tokens][:, None]).astype(v_CP.dtype)
+    k_CN = k[batch, tokens, head // share, :]
+    return stays[batch, head, c] * state_NP + dot(k_CN, v_CP, trans_a=True)
 
 
 def _walk(k, v, weight, stays, start_BHNP, spans: int, sizes: Sizes, *, reverse: bool):
     """The state before (in reverse: after) each chunk, [B, chunks, H, N, P], and the last one."""
-    batch, _, heads, width = v.shape
-    chunks, columns = stays.shape[-1], min(width, _COLUMNS)
-    steps = chunks // spans
-    n = start_BHNP.shape[2]
-    per_span = jax.ShapeDtypeStruct((batch, spans, heads, n, width), jnp.float32)
-    per_chunk = jax.ShapeDtypeStruct((batch, chunks, heads, n, width), v.dtype)
-    kernel = partial(
-        _pass_states,
+    batch, heads, chunks = stays.shape
+    decay = stays.reshape(batch, heads, spans, chunks // spans).prod(-1)[..., None, None]
+    return walk(
+        partial(_advance, share=sizes.share),
+        (k, v, weight, stays),
+        start_BHNP,
+        jnp.moveaxis(decay, 2, 0),
+        chunks=chunks,
         chunk=sizes.chunk,
-        share=sizes.share,
-        spans=spans,
-        columns=columns,
-        steps=steps,
+        dtype=v.dtype,
         reverse=reverse,
+        interpret=sizes.interpret,
     )
-
-    def run(starts, *outputs):
-        return pallas_triton.call(
-            kernel,
-            (batch * spans, heads, width // columns),
-            outputs,
-            *(k, v, weight, stays, starts),
-            warps=4,
-            stages=3 if v.dtype == jnp.bfloat16 else 1,
-            interpret=sizes.interpret,
-        )
-
-    decay = stays.reshape(batch, heads, spans, steps).prod(-1)[..., None, None]
-    decay = jnp.moveaxis(decay, 2, 0)
-    return walk(run, start_BHNP, decay, per_span, per_chunk, reverse=reverse)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
@@ -142,8 +109,7 @@ def ssd(
     groups = k_BLGN.shape[2]
     share = heads // groups
     chunks = -(-length // _CHUNK)
-    walks = batch * heads * -(-width // _COLUMNS)
-    spans = choose_spans(walks, chunks)
+    spans = choose_spans(v_BLHP, chunks)
     parts = 1
     while batch * chunks * groups * parts < _PARTS and share % (2 * parts) == 0:
         parts *= 2

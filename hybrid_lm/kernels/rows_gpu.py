@@ -1,0 +1,44 @@
+"""What the kernels of norms share on a GPU: programs that take some whole rows after another."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from hybrid_lm.kernels import pallas_triton
+
+ROWS = 64
+"""Of a program."""
+
+_WIDTHS = (128, 256, 512, 1024, 2048, 4096)
+
+
+def by_rows(
+    kernel: Callable[..., None],
+    outputs: Any,
+    *operands: jax.Array,
+    channels: int,
+    warps: int,
+    epsilon: float,
+    interpret: bool,
+) -> Any:
+    """Run a kernel on all rows of the first operand; it takes ``channels`` of rows at a time."""
+    rows, width = operands[0].shape
+    return pallas_triton.call(
+        partial(kernel, tile=min(max(channels // width, 1), ROWS), epsilon=epsilon),
+        (rows // ROWS,),
+        outputs,
+        *operands,
+        warps=warps,
+        interpret=interpret,
+    )
+
+
+def obstacle(x_BLD: jax.Array, *, is_padded: bool) -> str | None:
+    """Why no kernel takes such rows, filled up to a multiple of `ROWS` or not; None if one does."""
+    if x_BLD.shape[-1] not in _WIDTHS:
+        return f"{x_BLD.shape[-1]} channels"
+    if not is_padded and x_BLD.shape[0] * x_BLD.shape[1] % ROWS:
+        return f"tokens must be a multiple of {ROWS}"
+    return pallas_triton.obstacle(x_BLD)
