@@ -22,7 +22,7 @@ _LOG2_E = 1.4426950408889634
 _CHANNELS = 128  # of a program: four a lane
 _ROWS = 8  # tokens whose loads are under way together
 _TOKENS = tuple(range(64, 321, _ROWS))  # of a program
-_PROGRAMS = 132 * 16  # that run side by side backwards, on an H100; fewer with documents
+_PROGRAMS = 132 * 16  # that run side by side backwards, on an H100
 _MIN_CHANNELS = 16
 _WIDTHS = (2, 3, 4)
 
