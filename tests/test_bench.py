@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_lm.bench.mixers import MEASURES, Mixers, in_processes
+from hybrid_lm.bench.mixers import MEASURES, Mixers
+from hybrid_lm.bench.processes import in_processes
 from hybrid_lm.bench.results import publish
 from hybrid_lm.errors import UserError
 

@@ -27,7 +27,7 @@ def main() -> None:
     args = arguments()
     output = take(args, "--output")
     what = parse(Arguments, args, description=__doc__ or "").what
-    form = what.form() if isinstance(what, Mixers) else Form()
+    form = Form() if isinstance(what, Step) else what.form()
     name = f"bench_{type(what).__name__.lower()}"
     publish(name, what.rows(), Path(output) if output else None, form)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,10 @@ import numpy as np
 
 from hybrid_lm.bench.case import Case, normal
 from hybrid_lm.bench.floor import Work
-from hybrid_lm.bench.results import Row
+from hybrid_lm.bench.processes import Program, in_processes, load, program
+from hybrid_lm.bench.results import Form, Row
 from hybrid_lm.bench.state_spaces import s4_case, s4d_case
-from hybrid_lm.bench.timing import timed
+from hybrid_lm.bench.timing import measured
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
 from hybrid_lm.kernels.causal_conv import causal_conv
@@ -149,86 +149,108 @@ CASES = {
 class Kernels:
     """Operations at the shapes of docs/kernels.md, bf16 inputs.
 
+    Compiled side by side in processes of their own; on GPUs, XLA takes products from cuBLAS alone.
     Values and gradients are checked first, on rows of 1/8 the length; a red one is not timed.
     The floor is the longer of moving all inputs and outputs once, as fast as a copy, and of the
     arithmetic of the definition, as fast as a bf16 matrix product, both measured in the same run.
+    With ``--output``, rows are added to those of the same device and versions that are there.
     """
 
     only: str = ""
     """Time the operations whose name holds this text."""
 
+    def form(self) -> Form:
+        """Rows are of an operation and an implementation."""
+        return Form(("operation", "implementation"))
+
     def rows(self) -> list[Row]:
         chosen = {name: case for name, case in CASES.items() if self.only in name}
         if not chosen:
             raise UserError(f"no operation {self.only!r}; there are: {'; '.join(CASES)}")
-        return [row for name, case in chosen.items() for row in _rows(name, case)]
+        forms = {name: (_REFERENCE, *case.implementations) for name, case in chosen.items()}
+        wanted = [(name, form) for name in chosen for form in forms[name]]
+        programs = dict(zip(wanted, in_processes(compiled, wanted), strict=True))
+        rows = []
+        for name, case in chosen.items():
+            truth = _results(programs[name, _REFERENCE], case)
+            for form in case.implementations:
+                row = {"operation": name, "implementation": form}
+                rows.append(row | _measures(case, programs[name, form], truth))
+        return rows
 
 
-def _gradients(
-    run: Callable[..., jax.Array], cotangent: jax.Array, *operands: jax.Array
-) -> tuple[jax.Array, ...]:
+def compiled(name: str, implementation: str) -> dict[str, Program] | str:
+    """Programs of an operation, by what they are for; or what keeps it from running here.
+
+    ``check`` on short rows, alone for the reference, then float32; ``forward`` and ``both``.
+    """
+    case = CASES[name]
+    run = partial(case.run, implementation=implementation)
+    short, whole = (jax.eval_shape(partial(case.operands, scale)) for scale in (_SHORT, 1))
+    if implementation == _REFERENCE:
+        short = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), short)
+    gradients = partial(_gradients, run)
+    try:
+        programs = {"check": program(gradients, *short)}
+        if implementation != _REFERENCE:
+            programs |= {"forward": program(run, *whole), "both": program(gradients, *whole)}
+    except UserError as obstacle:
+        return str(obstacle)
+    return programs
+
+
+def _gradients(run: Callable[..., jax.Array], *operands: jax.Array) -> tuple[jax.Array, ...]:
+    """The output and the gradients of its sum with weights that differ."""
     y, pull = jax.vjp(run, *operands)
-    return y, *pull(cotangent.astype(y.dtype))
+    weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+    return y, *pull(weights.astype(y.dtype))
 
 
-def _cotangent(like: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.cos(jnp.arange(like.size, dtype=jnp.float32)).reshape(like.shape).astype(like.dtype)
+def _results(programs: dict[str, Program] | str | Exception, case: Case) -> list[np.ndarray]:
+    """Output and gradients of short rows, float64."""
+    if isinstance(programs, Exception):
+        raise programs
+    assert not isinstance(programs, str), "the reference runs everywhere"
+    check = load(programs["check"])
+    dtypes = [aval.dtype for aval in jax.tree.leaves(check.in_avals)]
+    short = [x.astype(dtype) for x, dtype in zip(case.operands(_SHORT), dtypes, strict=True)]
+    return [np.asarray(result.astype(jnp.float32), np.float64) for result in check(*short)]
 
 
-def _error(case: Case, implementation: str) -> float:
-    """Largest relative RMSE of an output or gradient against the float32 reference."""
-    small = case.operands(8)
-    run, reference = (
-        partial(case.run, implementation=name) for name in (implementation, "reference")
-    )
-    cotangent = _cotangent(jax.eval_shape(run, *small))
-    wide = [x.astype(jnp.float32) for x in small]
-    wants = jax.jit(partial(_gradients, reference))(cotangent, *wide)
-    gots = jax.jit(partial(_gradients, run))(cotangent, *small)
-    errors = []
-    for got, want in zip(gots, wants, strict=True):
-        want = np.asarray(want, np.float64)
-        got = np.asarray(got.astype(jnp.float32), np.float64)
-        norm = np.linalg.norm(want)
-        errors.append(np.linalg.norm(got - want) / norm if norm else np.linalg.norm(got))
-    return float(max(errors))
+def _error(found: list[np.ndarray], truth: list[np.ndarray]) -> float:
+    """Largest relative RMSE of an output or gradient; nan if one of them is."""
+    pairs = zip(found, truth, strict=True)
+    norms = [(np.linalg.norm(got - want), np.linalg.norm(want)) for got, want in pairs]
+    return float(np.max([apart / norm if norm else apart for apart, norm in norms]))
 
 
-def _rows(name: str, case: Case) -> list[Row]:
-    rows = []
-    for implementation in case.implementations:
-        row: Row = {"operation": name, "implementation": implementation}
-        untimed = dict.fromkeys((f"{what} {of}" for what in _PASSES for of in _COLUMNS), "-")
-        try:
-            error = _error(case, implementation)
-        except UserError as obstacle:
-            rows.append(row | {"error": "-"} | untimed | {"forward ms": str(obstacle)})
-            continue
-        row["error"] = error
+def _measures(
+    case: Case, programs: dict[str, Program] | str | Exception, truth: list[np.ndarray]
+) -> Row:
+    row: Row = {"error": "–"} | {f"{what} {of}": "–" for what in _PASSES for of in _COLUMNS}
+    if isinstance(programs, str):
+        return row | {"forward ms": programs}
+    try:
+        row["error"] = error = _error(_results(programs, case), truth)
         if not error <= TOLERANCE:
-            red = "red: not timed"
-            rows.append(row | untimed | {"forward ms": red, "both ms": red})
-            continue
-        run = partial(case.run, implementation=implementation)
+            return row | {f"{what} ms": "red: not timed" for what in _PASSES}
+        assert not isinstance(programs, Exception), "its results were just taken"
         operands = case.operands(1)
-        y = jax.eval_shape(run, *operands)
-        forward = Work(_bytes(operands), _bytes((y,)), case.flops)
-        row |= _timed("forward", forward, run, *operands)
-        both = partial(_gradients, run)
-        row |= _timed("both", forward.with_gradients(), both, _cotangent(y), *operands)
-        rows.append(row)
-    return rows
+        work = Work(_bytes(operands), truth[0].size * _SHORT * operands[0].itemsize, case.flops)
+        for what, least in zip(_PASSES, (work, work.with_gradients()), strict=True):
+            ms, floor_ms = measured(load(programs[what]), *operands).ms, least.floor_ms()
+            values = (ms, least.bytes / 1e6, least.flops / 1e9, floor_ms, floor_ms / ms)
+            row |= {f"{what} {of}": value for of, value in zip(_COLUMNS, values, strict=True)}
+    except Exception as failure:  # the other rows are still worth their time
+        row["forward ms"] = f"failed: {(str(failure) or repr(failure))[:100]}"
+    return row
 
 
-def _bytes(arrays: Iterable[jax.Array | jax.ShapeDtypeStruct]) -> int:
+def _bytes(arrays: Iterable[jax.Array]) -> int:
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
+_SHORT = 8  # rows that are checked are so many times shorter
+_REFERENCE = "reference"
 _PASSES = ("forward", "both")
 _COLUMNS = ("ms", "MB", "GFLOP", "floor ms", "share of floor")
-
-
-def _timed(what: str, work: Work, function: Callable[..., Any], *operands: jax.Array) -> Row:
-    ms, floor_ms = timed(function, *operands).ms, work.floor_ms()
-    values = (ms, work.bytes / 1e6, work.flops / 1e9, floor_ms, floor_ms / ms)
-    return {f"{what} {of}": value for of, value in zip(_COLUMNS, values, strict=True)}

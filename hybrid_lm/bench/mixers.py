@@ -1,23 +1,18 @@
 """One layer of every registered mixer: time and memory by length."""
 
 import dataclasses
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import serialize_executable
 
 from hybrid_lm import mixers
+from hybrid_lm.bench.processes import Program, in_processes, load, program
 from hybrid_lm.bench.results import Form, Row, markdown
-from hybrid_lm.bench.timing import compiled_in, measured
+from hybrid_lm.bench.timing import measured
 from hybrid_lm.errors import UserError
 from hybrid_lm.mixers import Context, MixerConfig
 
@@ -58,8 +53,6 @@ class Mixers:
             window = dataclasses.replace(configs["attention"], window=1024)
             configs["attention, window 1024"] = window
         cases = [(name, length) for name in configs for length in self.lengths]
-        # The processes share the device.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         programs = in_processes(self.compiled, [(configs[name], at) for name, at in cases])
         leaves = {
             name: jax.tree.leaves(nnx.state(config.build(self.width, nnx.Rngs(0))))
@@ -70,7 +63,7 @@ class Mixers:
             for (name, length), compiled in zip(cases, programs, strict=True)
         ]
 
-    def compiled(self, config: MixerConfig, length: int) -> dict[str, tuple[Any, float]]:
+    def compiled(self, config: MixerConfig, length: int) -> dict[str, Program]:
         """The programs of one mixer, by what they measure, to be loaded in another process.
 
         They take the leaves of its parameters, and x_BLD.
@@ -88,18 +81,15 @@ class Mixers:
             y_BLD, pull = jax.vjp(forward, leaves, x_BLD)
             return pull(jnp.ones_like(y_BLD))
 
-        programs = {}
-        for name, function in zip(MEASURES, (forward, both), strict=True):
-            compiled, compile_s = compiled_in(function, leaves, x_BLD)
-            programs[name] = serialize_executable.serialize(compiled), compile_s
-        return programs
+        forms = zip(MEASURES, (forward, both), strict=True)
+        return {name: program(function, leaves, x_BLD) for name, function in forms}
 
     def _row(
         self,
         name: str,
         length: int,
         leaves: list[jax.Array],
-        programs: dict[str, tuple[Any, float]] | Exception,
+        programs: dict[str, Program] | Exception,
     ) -> Row:
         shape = (self.batch, length, self.width)
         x_BLD = jax.random.normal(jax.random.key(1), shape, self.dtype)
@@ -108,12 +98,7 @@ class Mixers:
             try:
                 if isinstance(programs, Exception):
                     raise programs
-                serialized, compile_s = programs[measure]
-                device = jax.devices()[:1]  # where it was compiled for
-                compiled = serialize_executable.deserialize_and_load(
-                    *serialized, execution_devices=device
-                )
-                timing = measured(compiled, compile_s, leaves, x_BLD)
+                timing = measured(load(programs[measure]), leaves, x_BLD)
             except Exception as error:  # the other rows are still worth their time
                 text = str(error) or repr(error)
                 reason = "out of memory" if "RESOURCE_EXHAUSTED" in text else "failed"
@@ -149,46 +134,3 @@ def by_length(rows: list[Row]) -> list[str]:
             table.append(row)
         lines += [f"{measure.capitalize()}:", "", *markdown(table), ""]
     return lines[:-1]
-
-
-def in_processes(function: Callable[..., Any], cases: list[tuple[Any, ...]]) -> list[Any]:
-    """``function`` of each case, in processes side by side; an exception in place of what failed.
-
-    Compiling takes far longer than running, and threads of one process wait for each other. Where a
-    process dies, and all that it shares its pool with, each of them gets one of its own.
-
-    Raises:
-        UserError: if a case did.
-    """
-    workers = min(os.cpu_count() or 1, len(cases))
-
-    def pool(workers: int) -> ProcessPoolExecutor:
-        spawn = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(workers, spawn, _without_triton_products)
-
-    def outcome(future: Future[Any]) -> Any:
-        try:
-            return future.result()
-        except UserError:
-            raise
-        except Exception as error:
-            return error
-
-    def alone(case: tuple[Any, ...]) -> Any:
-        with pool(1) as own:
-            return outcome(own.submit(function, *case))
-
-    with pool(workers) as shared:
-        outcomes = [outcome(f) for f in [shared.submit(function, *case) for case in cases]]
-    died = [i for i, found in enumerate(outcomes) if isinstance(found, BrokenProcessPool)]
-    with ThreadPoolExecutor(workers) as threads:
-        again = threads.map(alone, [cases[i] for i in died])
-        outcomes = dict(enumerate(outcomes)) | dict(zip(died, again, strict=True))
-    return list(outcomes.values())
-
-
-def _without_triton_products() -> None:
-    # XLA compiles each product in dozens of ways, to choose: 75 s of processor time for one layer.
-    # By cuBLAS alone, which needs no compiling, it is 7 s.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false".strip()
