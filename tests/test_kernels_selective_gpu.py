@@ -47,10 +47,18 @@ def values_and_gradients(scan, inputs, cotangents, resets_BL):
     return values, pull(cotangents)
 
 
+def small_rounds(monkeypatch, pieces: int) -> None:
+    for module in (selective_forward, selective_backward):
+        monkeypatch.setattr(module, "TOKENS", 4)
+        monkeypatch.setattr(module, "STRETCH", 2)
+    monkeypatch.setattr(selective_gpu, "_STATES", (4, 8, 16, 64))
+    monkeypatch.setattr(selective_gpu, "_pieces", lambda programs, length: pieces)
+
+
 @pytest.mark.parametrize(
     ("length", "states", "pieces", "fused", "resets"),
     [
-        (6, 8, 1, True, True),
+        (10, 8, 1, True, True),
         pytest.param(9, 8, 2, True, True, marks=pytest.mark.thorough),
         pytest.param(13, 16, 1, True, True, marks=pytest.mark.thorough),
         pytest.param(8, 3, 1, False, False, marks=pytest.mark.thorough),
@@ -62,10 +70,7 @@ def values_and_gradients(scan, inputs, cotangents, resets_BL):
 def test_pallas_equals_reference_values_and_gradients(
     monkeypatch, length, states, pieces, fused, resets
 ):
-    for module in (selective_forward, selective_backward):
-        monkeypatch.setattr(module, "TOKENS", 4)
-    monkeypatch.setattr(selective_gpu, "_STATES", (4, 8, 16, 64))
-    monkeypatch.setattr(selective_gpu, "_pieces", lambda programs, length: pieces)
+    small_rounds(monkeypatch, pieces)
     inputs, cotangents = operands(length, 33, states, fused)
     resets_BL = None
     if resets:
@@ -76,6 +81,20 @@ def test_pallas_equals_reference_values_and_gradients(
     want = compared(partial(selective_scan, implementation="reference"))
     got = compared(partial(selective_gpu.selective_scan, interpret=True))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.thorough
+def test_pallas_takes_bfloat16_of_b_and_c(monkeypatch):
+    small_rounds(monkeypatch, pieces=2)
+    inputs, cotangents = operands(9, 33, 16, fused=False)
+    narrow = {name: inputs[name].astype(jnp.bfloat16) for name in ("b_BLN", "c_BLN")}
+    wide = {name: value.astype(jnp.float32) for name, value in narrow.items()}
+    compared = partial(values_and_gradients, cotangents=cotangents, resets_BL=None)
+    want = compared(partial(selective_scan, implementation="reference"), inputs | wide)
+    got = compared(partial(selective_gpu.selective_scan, interpret=True), inputs | narrow)
+    rounded = jax.tree.map(lambda x, like: x.astype(like.dtype).astype(jnp.float32), want, got)
+    got = jax.tree.map(lambda x: x.astype(jnp.float32), got)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-5), got, rounded)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")

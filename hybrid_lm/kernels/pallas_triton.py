@@ -104,20 +104,33 @@ def join(values: list[jax.Array]) -> jax.Array:
 
 def from_lane(x: jax.Array, lane: jax.Array) -> jax.Array:
     """Float32 ``x`` of another lane of the warp; ``x`` has one element a lane."""
-    return _shuffle("shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", x, lane)
+    return _inline("shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", x, lane)
 
 
 def from_lane_xor(x: jax.Array, mask: int) -> jax.Array:
     """Float32 ``x`` of the lane whose number differs in the bits of ``mask``; as `from_lane`."""
-    return _shuffle(f"shfl.sync.bfly.b32 $0, $1, {mask}, 0x1f, 0xffffffff;", x)
+    return _inline(f"shfl.sync.bfly.b32 $0, $1, {mask}, 0x1f, 0xffffffff;", x)
 
 
-def _shuffle(asm: str, x: jax.Array, *lane: jax.Array) -> jax.Array:
-    (moved,) = triton.elementwise_inline_asm(
+def exp2(x: jax.Array) -> jax.Array:
+    """``2 ** x`` of float32 ``x``, 0 where that is less than 2^-126: one instruction.
+
+    `jnp.exp2` is as many only where XLA is set to flush to zero.
+    """
+    return _inline("ex2.approx.ftz.f32 $0, $1;", x)
+
+
+def reciprocal(x: jax.Array) -> jax.Array:
+    """``1 / x`` of float32 ``x`` to its last bit, 0 where that is less than 2^-126."""
+    return _inline("rcp.approx.ftz.f32 $0, $1;", x)
+
+
+def _inline(asm: str, x: jax.Array, *others: jax.Array) -> jax.Array:
+    (result,) = triton.elementwise_inline_asm(
         asm,
-        args=[x, *lane],
-        constraints=",".join(["=f", "f", *["r"] * len(lane)]),
+        args=[x, *others],
+        constraints=",".join(["=f", "f", *["r"] * len(others)]),
         pack=1,
         result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
     )
-    return moved
+    return result

@@ -58,8 +58,8 @@ def test_values_and_gradients_match_float64(case):
         "u": rounded(normal(batch, length, inner)),
         "step": rounded(step) if fused else np.logaddexp(0, step),
         "a": -scale * np.exp(normal(inner, states)),
-        "b": normal(batch, length, states),
-        "c": normal(batch, length, states),
+        "b": rounded(normal(batch, length, states)),
+        "c": rounded(normal(batch, length, states)),
         "initial": normal(batch, inner, states),
     }
     if fused:
@@ -69,7 +69,7 @@ def test_values_and_gradients_match_float64(case):
     resets_BL = rng.random((batch, length)) < 0.01 if packed else None
 
     def single(name, value):
-        narrow = name in ("u", "gate_BLE") or (name == "step" and fused)
+        narrow = name in ("u", "b", "c", "gate_BLE") or (name == "step" and fused)
         return jnp.asarray(value, dtype if narrow else jnp.float32)
 
     operands = {name: single(name, value) for name, value in x.items()}

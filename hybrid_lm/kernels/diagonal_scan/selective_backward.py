@@ -6,20 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels.diagonal_scan.selective_forward import AHEAD, TOKENS
-from hybrid_lm.kernels.diagonal_scan.selective_tile import (
-    LOG2_E,
-    Tile,
-    inner,
-    sigmoid,
-    softplus,
-    softplus_slope,
-)
+from hybrid_lm.kernels.diagonal_scan import selective_forward
+from hybrid_lm.kernels.diagonal_scan.selective_forward import TOKENS
+from hybrid_lm.kernels.diagonal_scan.selective_layout import turns
+from hybrid_lm.kernels.diagonal_scan.selective_tile import LOG2_E, Tile, walk_near
 
-HELD = 4
-"""States of a lane."""
-SUMMED = 4
-"""Tokens whose dB and dC are summed over the channels of a program at once."""
+STRETCH = 4
+"""Rounds whose operands are brought near at once."""
+HELD = 2
+"""States of a lane, of each of its channels."""
+BESIDE = 2
+"""Channels of a lane."""
 
 
 class _Group(NamedTuple):
@@ -39,25 +36,25 @@ class _Group(NamedTuple):
     gate: jax.Array | None
 
 
-def _group(bias, u, step, dout, gate) -> _Group:
+def _group(tile: Tile, bias, u, step, dout, gate) -> _Group:
     gate = None if gate is None else gate.astype(jnp.float32)
     u, dout = u.astype(jnp.float32), dout.astype(jnp.float32)
-    return _Group(u, *_steps(bias, step), dout, _read_cotangent(dout, gate), gate)
+    return _Group(u, *_steps(tile, bias, step), dout, _read_cotangent(tile, dout, gate), gate)
 
 
-def _steps(bias, step):
+def _steps(tile: Tile, bias, step):
     """Steps before and after softplus."""
     raw = step.astype(jnp.float32)
     if bias is None:
         return raw, raw
-    return raw + bias, softplus(raw + bias)
+    return raw + bias, tile.softplus(raw + bias)
 
 
-def _read_cotangent(dout, gate):
+def _read_cotangent(tile: Tile, dout, gate):
     if gate is None:
         return dout.astype(jnp.float32)
     gate = gate.astype(jnp.float32)
-    return dout.astype(jnp.float32) * gate * sigmoid(gate)
+    return dout.astype(jnp.float32) * gate * tile.sigmoid(gate)
 
 
 def walk_cotangent(
@@ -68,39 +65,45 @@ def walk_cotangent(
     ``x`` as in `walk_gradients`; ``y``: start, decay [B, pieces, N, E].
     """
     row, piece, block = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    tile = Tile(row, block, states=states, held=HELD, tokens=TOKENS, interpret=interpret)
+    tile = Tile(
+        row, block, states=states, held=HELD, tokens=TOKENS, interpret=interpret, beside=BESIDE
+    )
     rounds = length // TOKENS
     a, bias = tile.get(x["a"]), tile.of_channel(x["bias"])
     by_token = [x["step"], x["dout"], x["gate"]]
 
-    def load(i):
-        t = piece * length + jnp.maximum(rounds - 1 - i, 0) * TOKENS
-        return tile.load(by_token, t, TOKENS), tile.touch([x["c"]], t, TOKENS)
-
     def advance(i, carry):
-        g, log_decay, ((tokens, near), *queue) = carry
-        queue = (*queue, load(i + AHEAD))
-        g = [g[0] + 0.0 * near, *g[1:]]  # a use, so that the touch is kept
+        g, log_decay = carry
         t0 = piece * length + (rounds - 1 - i) * TOKENS
+        tokens = tile.load(by_token, t0, TOKENS)
         for index in reversed(range(len(tokens))):
-            raw, dout, gate = tokens[index]
-            (_, step), dy = _steps(bias, raw), _read_cotangent(dout, gate)
+            group = [
+                (_steps(tile, bias_n, raw)[1], _read_cotangent(tile, dout, gate))
+                for bias_n, (raw, dout, gate) in zip(bias, tokens[index], strict=True)
+            ]
             for k in reversed(range(tile.tokens)):
                 t = t0 + index * tile.tokens + k
-                c, step_k, dy_k = tile.shared(x["c"], t), tile.of(step, k), tile.of(dy, k)
+                c = tile.shared(x["bc"], t)[1] * BESIDE
+                step = tile.each([tile.of(step, k) for step, _ in group])
+                dy = tile.each([tile.of(dy, k) for _, dy in group])
                 keep = 0.0 if x["keep"] is None else x["keep"][row, t]
-                logs = [a_n * step_k + keep for a_n in a]
+                logs = [a_n * step_n + keep for a_n, step_n in zip(a, step, strict=True)]
                 g = [
-                    jnp.exp2(log) * (g_n + dy_k * c_n)
-                    for log, g_n, c_n in zip(logs, g, c, strict=True)
+                    tile.exp2(log) * (g_n + dy_n * c_n)
+                    for log, g_n, dy_n, c_n in zip(logs, g, dy, c, strict=True)
                 ]
                 log_decay = [sum_ + log for sum_, log in zip(log_decay, logs, strict=True)]
-        return g, log_decay, queue
+        return g, log_decay
 
-    carry = (tile.zeros(), tile.zeros(), tuple(load(i) for i in range(AHEAD)))
-    g, log_decay, _ = jax.lax.fori_loop(0, rounds, advance, carry)
+    def near(i):
+        t = piece * length + (rounds - i - STRETCH) * TOKENS
+        edges = piece * length, (piece + 1) * length
+        return tile.touch(by_token, [x["bc"]], t, STRETCH * TOKENS, *edges)
+
+    carry = (tile.zeros(), tile.zeros())
+    g, log_decay = walk_near(rounds, STRETCH, near, advance, carry)
     tile.put(y["start"], g, row, piece)
-    tile.put(y["decay"], [jnp.exp2(log) for log in log_decay], row, piece)
+    tile.put(y["decay"], [tile.exp2(log) for log in log_decay], row, piece)
 
 
 def walk_gradients(
@@ -114,44 +117,53 @@ def walk_gradients(
         dC_n = sum_E h_n dy      dB_n = sum_E g_n step u      du = step sum_n g_n B_n + D dy
         dstep = u sum_n g_n B_n + ln 2 sum_n a_n e_n          da_n = ln 2 sum_t step e_n
 
-    The states of a round are made anew from the one saved before it. ``x`` as in the forward walk,
-    and dout [B, L, E], saved, after [B, pieces, N, E] (cotangent of the last state of each piece).
+    The states of a round are made anew from the one saved before it. ``x`` as in the forward walk
+    (but bc of what `turn` gives), and dout [B, L, E], saved, after [B, pieces, N, E] (cotangent of
+    the last state of each piece).
     ``y``: du, dstep, dgate [B, L, E]; start, da [B, pieces, N, E]; dskip, dbias [B, pieces, E];
-    db_dc [B, blocks, L / SUMMED, S, SUMMED * 2 * HELD].
+    db_dc [B, blocks, L / TOKENS, S, TOKENS * 2 * HELD], see `db_dc`.
     """
     row, piece, block = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    tile = Tile(row, block, states=states, held=HELD, tokens=TOKENS, interpret=interpret)
+    tile = Tile(
+        row,
+        block,
+        states=states,
+        held=HELD,
+        tokens=TOKENS,
+        interpret=interpret,
+        turned=True,
+        beside=BESIDE,
+    )
     rounds = length // TOKENS
     first = piece * rounds
     a, bias, skip = tile.get(x["a"]), tile.of_channel(x["bias"]), tile.of_channel(x["skip"])
     by_token = [x["u"], x["step"], x["dout"], x["gate"]]
-
-    def load(i):
-        i = first + jnp.maximum(rounds - 1 - i, 0)
-        near = tile.touch([x["b"], x["c"]], i * TOKENS, TOKENS)
-        return tile.get(x["saved"], row, i), tile.load(by_token, i * TOKENS, TOKENS), near
 
     def again(h, groups, t0):
         """Per token of a round: step, write, decay and the state after it, in all lanes."""
         made = []
         for at in range(TOKENS):
             group, k = groups[at // tile.tokens], at % tile.tokens
-            b = tile.shared(x["b"], t0 + at)
-            step, write = tile.of(group.step, k), tile.of(group.step * group.u, k)
+            b = tile.shared(x["bc"], t0 + at)[0] * BESIDE
+            step = tile.each([tile.of(own.step, k) for own in group])
+            write = tile.each([tile.of(own.step * own.u, k) for own in group])
             keep = 0.0 if x["keep"] is None else x["keep"][row, t0 + at]
-            decay = [jnp.exp2(a_n * step + keep) for a_n in a]
-            h = [d * h_n + write * b_n for d, h_n, b_n in zip(decay, h, b, strict=True)]
+            decay = [tile.exp2(a_n * s + keep) for a_n, s in zip(a, step, strict=True)]
+            h = [d * h_n + w * b_n for d, h_n, w, b_n in zip(decay, h, write, b, strict=True)]
             made.append((step, write, decay, h))
         return made
 
     def advance(i, carry):
-        g, da, dskip, dbias, ((before, tokens, near), *queue) = carry
-        queue = (*queue, load(i + AHEAD))
-        before = [before[0] + 0.0 * near, *before[1:]]  # a use, so that the touch is kept
-        t0 = (first + rounds - 1 - i) * TOKENS
-        groups = [_group(bias, *group) for group in tokens]
+        g, da, dskip, dbias = carry
+        here = first + rounds - 1 - i
+        t0 = here * TOKENS
+        before = tile.saved(x["saved"], here, selective_forward.HELD, selective_forward.BESIDE)
+        groups = [
+            [_group(tile, bias_n, *own) for bias_n, own in zip(bias, sides, strict=True)]
+            for sides in tile.load(by_token, t0, TOKENS)
+        ]
         made = again(before, groups, t0)
-        summands = []
+        summands, sums = [], []
         for index in reversed(range(len(groups))):
             group = groups[index]
             dwrites, dlogs, reads = [], [], []
@@ -159,45 +171,76 @@ def walk_gradients(
                 at = index * tile.tokens + k
                 step, write, decay, h = made[at]
                 h_before = made[at - 1][3] if at else before
-                b, c = tile.shared(x["b"], t0 + at), tile.shared(x["c"], t0 + at)
-                dy = tile.of(group.dy, k)
-                g = [g_n + dy * c_n for g_n, c_n in zip(g, c, strict=True)]
-                summands = [g_n * write for g_n in g] + [h_n * dy for h_n in h] + summands
-                if len(summands) == SUMMED * 2 * HELD:
-                    y["db_dc"][row, block, (t0 + at) // SUMMED] = tile.over_channels(summands)
+                b, c = (shared * BESIDE for shared in tile.shared(x["bc"], t0 + at))
+                dy = tile.each([tile.of(own.dy, k) for own in group])
+                g = [g_n + dy_n * c_n for g_n, dy_n, c_n in zip(g, dy, c, strict=True)]
+                db = tile.fold_states(tile.over_channels(g, write))
+                summands = db + tile.fold_states(tile.over_channels(h, dy)) + summands
+                if len(summands) >= tile.width // tile.turns:
+                    sums = tile.fold(summands, 2, tile.turns) + sums
                     summands = []
-                dwrites.insert(0, inner(g, b))
-                reads.insert(0, inner(h, c))
+                dwrites.insert(0, tile.inner(g, b))
+                reads.insert(0, tile.inner(h, c))
                 g = [g_n * d for g_n, d in zip(g, decay, strict=True)]
                 e = [g_n * h_n for g_n, h_n in zip(g, h_before, strict=True)]
-                dlogs.insert(0, inner(a, e))
-                da = [da_n + step * e_n for da_n, e_n in zip(da, e, strict=True)]
-            place = tile.place(t0 + index * tile.tokens)
-            dwrite = tile.by_token(dwrites)
-            du = group.step * dwrite
-            dstep = group.u * dwrite + tile.by_token(dlogs) / LOG2_E
-            if skip is not None:
-                du += skip * group.dy
-                dskip += group.dy * group.u
-            if bias is not None:
-                dstep *= softplus_slope(group.raw, group.step)
-                dbias += dstep
-            if group.gate is not None:
-                read = tile.by_token(reads)
-                read = read if skip is None else read + skip * group.u
-                opening = sigmoid(group.gate)
-                slope = opening * (1 + group.gate * (1 - opening))
-                y["dgate"][place] = (group.dout * read * slope).astype(y["dgate"].dtype)
-            y["du"][place] = du.astype(y["du"].dtype)
-            y["dstep"][place] = dstep.astype(y["dstep"].dtype)
-        return g, da, dskip, dbias, queue
+                dlogs.insert(0, tile.inner(a, e))
+                da = [da_n + s * e_n for da_n, s, e_n in zip(da, step, e, strict=True)]
+            dwrites, dlogs, reads = (
+                [tile.by_token(list(sums)) for sums in zip(*values, strict=True)]
+                for values in (dwrites, dlogs, reads)
+            )
+            outputs = {"du": [], "dstep": [], "dgate": []}
+            for n, own in enumerate(group):
+                du = own.step * dwrites[n]
+                dstep = own.u * dwrites[n] + dlogs[n] / LOG2_E
+                if skip[n] is not None:
+                    du += skip[n] * own.dy
+                    dskip = [*dskip[:n], dskip[n] + own.dy * own.u, *dskip[n + 1 :]]
+                if bias[n] is not None:
+                    dstep *= tile.softplus_slope(own.raw, own.step)
+                    dbias = [*dbias[:n], dbias[n] + dstep, *dbias[n + 1 :]]
+                outputs["du"].append(du)
+                outputs["dstep"].append(dstep)
+                if own.gate is not None:
+                    read = reads[n] if skip[n] is None else reads[n] + skip[n] * own.u
+                    opening = tile.sigmoid(own.gate)
+                    slope = opening * (1 + own.gate * (1 - opening))
+                    outputs["dgate"].append(own.dout * read * slope)
+            for name, values in outputs.items():
+                if name in y:
+                    tile.put_tokens(y[name], values, t0 + index * tile.tokens)
+        y["db_dc"][row, block, here] = tile.over_warps(sums)
+        return g, da, dskip, dbias
 
-    zero = jnp.zeros(tile.shape, jnp.float32)
+    def near(i):
+        i, last = first + rounds - i - STRETCH, first + rounds
+        states = tile.touch([x["saved"]], [], i, STRETCH, first, last)
+        i, count, edges = i * TOKENS, STRETCH * TOKENS, (first * TOKENS, last * TOKENS)
+        return states + tile.touch(by_token, [x["bc"]], i, count, *edges)
+
+    zeros = [jnp.zeros(tile.shape, jnp.float32)] * BESIDE
     g = tile.get(x["after"], row, piece)
-    carry = (g, tile.zeros(), zero, zero, tuple(load(i) for i in range(AHEAD)))
-    g, da, dskip, dbias, _ = jax.lax.fori_loop(0, rounds, advance, carry)
+    carry = (g, tile.zeros(), zeros, zeros)
+    g, da, dskip, dbias = walk_near(rounds, STRETCH, near, advance, carry)
     tile.put(y["start"], g, row, piece)
     tile.put(y["da"], [da_n / LOG2_E for da_n in da], row, piece)
-    for name, value in (("dskip", dskip), ("dbias", dbias)):
+    for name, values in (("dskip", dskip), ("dbias", dbias)):
         if name in y:
-            y[name][row, piece, tile.channel] = tile.over_tokens(value)
+            for channel, value in zip(tile.channels, values, strict=True):
+                y[name][row, piece, channel] = tile.over_tokens(value)
+
+
+def db_dc(summed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """dB and dC [B, L, N] from the sums of `walk_gradients` over blocks, [B, L / TOKENS, S, -1].
+
+    Of a token, the j-th of every run of `turns` lanes holds the sums of its states. Of every run of
+    tokens whose sums fill the runs of lanes, the i-th run of lanes holds the i-th part.
+    """
+    batch, rounds, slices, _ = summed.shape
+    width, low = 32 // slices, turns(slices * HELD, HELD)
+    run = max(1, width // (2 * HELD))
+    parts = summed.reshape(batch, rounds, slices, width // low, low, TOKENS // run, -1)
+    # [.., groups of tokens, S, runs of lanes, of sums, lanes]: from token to state.
+    parts = parts.transpose(0, 1, 5, 2, 3, 6, 4).reshape(batch, -1, slices, run, 2, HELD)
+    db, dc = parts.transpose(4, 0, 1, 3, 2, 5).reshape(2, batch, rounds * TOKENS, slices * HELD)
+    return db, dc

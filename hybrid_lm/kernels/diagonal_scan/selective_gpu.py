@@ -19,7 +19,14 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.diagonal_scan import selective_backward, selective_forward
-from hybrid_lm.kernels.diagonal_scan.selective_tile import LOG2_E, channels, warps
+from hybrid_lm.kernels.diagonal_scan.selective_layout import (
+    PROGRAM_STATES,
+    channels,
+    side_by_side,
+    turn,
+    warps,
+)
+from hybrid_lm.kernels.diagonal_scan.selective_tile import LOG2_E
 
 _CLEAR = -1e30  # log2 of the decay across a start of document; exp2 of it is exactly 0
 _STOPPED = -1e30  # softplus of it is exactly 0: a token that leaves the state as it is
@@ -44,12 +51,12 @@ class _Grid:
         return self.f32(self.batch, self.pieces, self.states, self.inner)
 
     def forward(self, x, outputs):
-        return self._call(selective_forward.walk, selective_forward.HELD, x, outputs)
+        return self._call(selective_forward.walk, selective_forward, x, outputs)
 
     def backward(self, kernel, x, outputs):
-        return self._call(kernel, selective_backward.HELD, x, outputs)
+        return self._call(kernel, selective_backward, x, outputs)
 
-    def _call(self, kernel, held, x, outputs):
+    def _call(self, kernel, layout, x, outputs):
         kernel = partial(
             kernel,
             states=self.states,
@@ -57,8 +64,15 @@ class _Grid:
             interpret=self.interpret,
         )
         grid = (self.batch, self.pieces, self.blocks)
+        bc = side_by_side(x["b"], x["c"], layout.HELD)
+        x = x | {"b": None, "c": None, "bc": bc}
         return pallas_triton.call(
-            kernel, grid, outputs, x, warps=warps(held), interpret=self.interpret
+            kernel,
+            grid,
+            outputs,
+            x,
+            warps=warps(layout.HELD * layout.BESIDE),
+            interpret=self.interpret,
         )
 
 
@@ -91,7 +105,7 @@ def _forward(x, h0, out_dtype, pieces, interpret, save=True):
     outputs = {"out": jax.ShapeDtypeStruct(x["u"].shape, out_dtype), "end": grid.per_piece()}
     if save:
         rounds = grid.length // selective_forward.TOKENS
-        outputs["saved"] = grid.f32(grid.batch, rounds, grid.states, grid.inner)
+        outputs["saved"] = grid.f32(grid.batch, rounds, grid.blocks, PROGRAM_STATES)
     y = grid.forward(x | {"start": before}, outputs)
     return (y["out"], y["end"][:, -1]), (x, y.get("saved"))
 
@@ -107,15 +121,18 @@ def _backward(out_dtype, pieces, interpret, residuals, cotangents):
         starts = {"start": grid.per_piece(), "decay": grid.per_piece()}
         first = grid.backward(selective_backward.walk_cotangent, x_dout, starts)
         after = _pass_on(first["decay"], first["start"], dlast, reverse=True)
-    held, summed = selective_backward.HELD, selective_backward.SUMMED
-    slices = grid.states // held
+    tokens = selective_forward.TOKENS
     outputs = {
         "du": jax.ShapeDtypeStruct(x["u"].shape, x["u"].dtype),
         "dstep": jax.ShapeDtypeStruct(x["step"].shape, x["step"].dtype),
         "start": grid.per_piece(),
         "da": grid.per_piece(),
         "db_dc": grid.f32(
-            grid.batch, grid.blocks, grid.length // summed, slices, summed * 2 * held
+            grid.batch,
+            grid.blocks,
+            grid.length // tokens,
+            grid.states // selective_backward.HELD,
+            tokens * 2 * selective_backward.HELD,
         ),
     }
     if x["gate"] is not None:
@@ -123,12 +140,17 @@ def _backward(out_dtype, pieces, interpret, residuals, cotangents):
     for name in ("skip", "bias"):
         if x[name] is not None:
             outputs["d" + name] = grid.f32(grid.batch, grid.pieces, grid.inner)
-    y = grid.backward(
-        selective_backward.walk_gradients, x_dout | {"saved": saved, "after": after}, outputs
-    )
-    db_dc = y["db_dc"].sum(axis=1).reshape(grid.batch, -1, slices, summed, 2, held)
-    db, dc = db_dc.transpose(4, 0, 1, 3, 2, 5).reshape(2, *x["b"].shape)
-    dx = {"u": y["du"], "step": y["dstep"], "a": y["da"].sum(axis=(0, 1)), "b": db, "c": dc}
+    turned = {name: turn(x[name], selective_backward.HELD) for name in ("b", "c")}
+    x_dout |= turned | {"saved": saved, "after": after}
+    y = grid.backward(selective_backward.walk_gradients, x_dout, outputs)
+    db, dc = selective_backward.db_dc(y["db_dc"].sum(axis=1))
+    dx = {
+        "u": y["du"],
+        "step": y["dstep"],
+        "a": y["da"].sum(axis=(0, 1)),
+        "b": db.astype(x["b"].dtype),
+        "c": dc.astype(x["c"].dtype),
+    }
     dx |= {"gate": y.get("dgate"), "keep": None}
     for name in ("skip", "bias"):
         dx[name] = None if x[name] is None else y["d" + name].sum(axis=(0, 1))
@@ -192,8 +214,8 @@ def selective_scan(
         "u": pad(u_BLE, 0, tokens, idle),
         "step": pad(step_BLE, 0, tokens, idle, fill=still),
         "a": pad(a_EN.astype(jnp.float32).T * LOG2_E, extra, idle),
-        "b": pad(b_BLN.astype(jnp.float32), 0, tokens, extra),
-        "c": pad(c_BLN.astype(jnp.float32), 0, tokens, extra),
+        "b": pad(b_BLN, 0, tokens, extra),
+        "c": pad(c_BLN, 0, tokens, extra),
         "keep": pad(keep_BL, 0, tokens),
         "bias": pad(f32(step_bias_E), idle),
         "skip": pad(f32(skip_E), idle),

@@ -1,28 +1,24 @@
 """How a program of the selective scan lays channels, states and tokens over its lanes.
 
-A warp owns C channels with S lanes each, 32 lanes in all; a lane holds N / S states of its channel
-in registers. What depends on the token and the channel alone is worked out for several tokens at
-once, a token a lane, and handed to the channel's lanes token by token (`Tile.of`); sums over lanes
-are shared out in the same way (`Tile.fold`), so that no lane repeats another's work.
+A warp owns C channels, or C pairs of neighbours, with S lanes each, 32 lanes in all; a lane holds
+N / S states of each of its channels in registers. What depends on the token and the channel alone
+is worked out for several tokens at once, a token a lane, and handed to the channel's lanes token by
+token (`Tile.of`); sums over lanes are shared out in the same way (`Tile.fold`), so that no lane
+repeats another's work.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.diagonal_scan.selective_layout import channels, halves, turns, warps
 
 LOG2_E = 1.4426950408889634
-_PROGRAM_STATES = 512  # that one lane of each warp would hold
-
-
-def channels(states: int) -> int:
-    """Channels of a program."""
-    return _PROGRAM_STATES // states
-
-
-def warps(held: int) -> int:
-    """Warps of a program whose lanes hold ``held`` states."""
-    return _PROGRAM_STATES // (32 * held)
+_SECTOR_BYTES = 32  # that a cache takes from memory at a time
 
 
 class Tile:
@@ -30,9 +26,14 @@ class Tile:
 
     Args:
         states: N.
-        held: of them by a lane.
+        held: of them by a lane, of each of its channels.
         tokens: of a round of the walk; S of them, or all, are worked out at once.
         interpret: whether the kernel runs as plain XLA, where there are no lanes to shuffle.
+        turned: whether neighbouring channels hold their states in different orders, the n-th in
+            the place of number n XOR channel, so that `fold_states` sums over channels without a
+            choice per lane.
+        beside: neighbouring channels of a lane. Lists of states have those of the first channel,
+            then those of the next.
     """
 
     def __init__(
@@ -44,55 +45,137 @@ class Tile:
         held: int,
         tokens: int,
         interpret: bool,
+        turned: bool = False,
+        beside: int = 1,
     ):
-        self.row, self.held, self.interpret = row, held, interpret
+        self.row, self.block, self.held, self.interpret = row, block, held, interpret
         self.states, self.slices = states, states // held
         self.tokens = min(self.slices, tokens)
         self._lanes_of_token = self.slices // self.tokens
         self.width = 32 // self.slices
-        self.shape = (warps(held), self.slices, self.width)
+        self.shape = (warps(held * beside), self.slices, self.width)
+        self.lanes = 32 * self.shape[0]
+        self.lane = (self._iota(0) * self.slices + self._iota(1)) * self.width + self._iota(2)
         self.slice = self._iota(1)
-        self.channel = (block * self.shape[0] + self._iota(0)) * self.width + self._iota(2)
-        self._states_4d = self._iota(1, held) * held + self._iota(3, held)
+        self.beside = beside
+        self.channels = [self._first_channel() + number for number in range(beside)]
+        self.turns = turns(states, held) if turned else 1
 
     def _iota(self, axis: int, *inner: int) -> jax.Array:
         return jax.lax.broadcasted_iota(jnp.int32, (*self.shape, *inner), axis)
 
+    def _first_channel(self, *inner: int) -> jax.Array:
+        channels = (self.block * self.shape[0] + self._iota(0, *inner)) * self.width
+        return (channels + self._iota(2, *inner)) * self.beside
+
     def zeros(self) -> list[jax.Array]:
-        return [jnp.zeros(self.shape, jnp.float32)] * self.held
+        return [jnp.zeros(self.shape, jnp.float32)] * (self.beside * self.held)
+
+    def _state(self, n: int) -> jax.Array:
+        """Number of each lane's n-th state."""
+        n_turned = n ^ self._iota(2) % self.turns if self.turns > 1 else n
+        return self.slice * self.held + n_turned
+
+    def _places(self) -> list[tuple[jax.Array, jax.Array]]:
+        """State and channel of each of a lane's values."""
+        states = [self._state(n) for n in range(self.held)]
+        return [(state, channel) for channel in self.channels for state in states]
 
     def get(self, ref, *at) -> list[jax.Array]:
         """Each lane's states of ``ref[*at]`` [N, E]."""
-        return [ref[(*at, self.slice * self.held + n, self.channel)] for n in range(self.held)]
+        return [ref[(*at, *place)] for place in self._places()]
 
     def put(self, ref, values: list[jax.Array], *at) -> None:
+        for place, value in zip(self._places(), values, strict=True):
+            ref[(*at, *place)] = value
+
+    def save(self, ref, values: list[jax.Array], at) -> None:
+        """The program's ``ref[row, at, block]`` [PROGRAM_STATES], a lane after another, by side.
+
+        Rows of the cache are written whole, whatever the number of lanes of a channel.
+        """
         for n, value in enumerate(values):
-            ref[(*at, self.slice * self.held + n, self.channel)] = value
+            ref[self.row, at, self.block, n * self.lanes + self.lane] = value
 
-    def of_channel(self, ref) -> jax.Array | None:
-        """Each lane's value of ``ref`` [E], if there is one."""
-        return None if ref is None else ref[self.channel]
+    def saved(self, ref, at, held: int, beside: int) -> list[jax.Array]:
+        """Each lane's states of what a tile of such ``held`` and ``beside`` did `save`."""
+        lanes, slices = 32 * warps(held * beside), self.states // held
+        width = 32 // slices
+        first = self.block * channels(self.states)
+        values = []
+        for state, channel in self._places():
+            group, number = (channel - first) // beside, (channel - first) % beside * held
+            lane = (group // width * slices + state // held) * width + group % width
+            place = (number + state % held) * lanes + lane
+            values.append(ref[self.row, at, self.block, place])
+        return values
 
-    def shared(self, ref, t) -> list[jax.Array]:
-        """Each lane's states of ``ref[row, t]`` [N], the same for all channels."""
-        parts = jax.lax.split(ref[self.row, t, self._states_4d], [1] * self.held, axis=3)
-        return [part.reshape(self.shape) for part in parts]
+    def of_channel(self, ref) -> list[Any]:
+        """Each lane's values of ``ref`` [E], one a channel; None if there is none."""
+        return [None if ref is None else ref[channel] for channel in self.channels]
 
-    def touch(self, refs, t, count: int) -> jax.Array:
-        """Brings rows t .. t + count - 1 of ``refs`` [B, L, N] near; the value has no meaning."""
-        lane = (self._iota(0) * self.slices + self.slice) * self.width + self._iota(2)
-        at = lane * (count * self.states) // (32 * self.shape[0])
-        values = [ref[self.row, t + at // self.states, at % self.states] for ref in refs]
-        return sum(values[1:], values[0])
+    def shared(self, ref, t) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Each lane's states of b and c, the same for all channels.
 
-    def place(self, t) -> tuple:
-        """Index of the tokens from t in [B, L, E], a token a lane."""
-        return self.row, t + self.slice // self._lanes_of_token, self.channel
+        ``ref[row, t]`` is as of `side_by_side`, of [turns * N] each.
+        """
+        packed = ref.dtype == jnp.int32
+        words = self.held if packed else 2 * self.held
+        at = self._iota(2, words) % self.turns * self.slices + self._iota(1, words)
+        parts = jax.lax.split(ref[self.row, t, at * words + self._iota(3, words)], [1] * words, 3)
+        values = [part.reshape(self.shape) for part in parts]
+        if packed:
+            values = [half for word in values for half in halves(word)]
+        return values[: self.held], values[self.held :]
 
-    def load(self, refs, t, count: int) -> list[list[jax.Array | None]]:
-        """``refs`` [B, L, E] at tokens t .. t + count - 1, as many at once as `place` holds."""
-        places = [self.place(t + k) for k in range(0, count, self.tokens)]
-        return [[None if ref is None else ref[place] for ref in refs] for place in places]
+    def touch(self, own, shared, t, count: int, low, high) -> jax.Array:
+        """Brings rows t .. t + count - 1, of those low .. high - 1, of the operands near.
+
+        A sector a lane: the program's part of ``own`` [B, T, E] or [B, T, blocks, any], all of
+        ``shared`` [B, T, any]. The result is 0; the loads are kept if it is used.
+        """
+        channels = self.shape[0] * self.width * self.beside
+        parts = [(ref, self.block * channels, channels) for ref in own if ref is not None]
+        parts += [(ref, 0, ref.shape[-1]) for ref in shared]
+        total = jnp.zeros(self.shape, jnp.float32)
+        for ref, first, width in parts:
+            place = ()
+            if ref.ndim == 4:
+                place, first, width = (self.block,), 0, ref.shape[-1]
+            sectors = max(1, width * ref.dtype.itemsize // _SECTOR_BYTES)
+            for start in range(0, count * sectors, self.lanes):
+                at = start + self.lane % min(count * sectors, self.lanes)
+                row = jnp.clip(t + at // sectors, low, high - 1)
+                column = first + at % sectors * (width // sectors)
+                value = ref[(self.row, row, *place, column)].astype(jnp.float32)
+                # Not a product alone: what is infinite or NaN is no business of this token.
+                total += jnp.where(jnp.abs(value) < 1, value, 0.0)
+        return 0.0 * total
+
+    def _tokens(self, t) -> tuple:
+        """Index of the tokens from t in [B, L, E], a token a lane, [warps, S, C, channels]."""
+        channel = self._first_channel(self.beside) + self._iota(3, self.beside)
+        return self.row, t + self._iota(1, self.beside) // self._lanes_of_token, channel
+
+    def load(self, refs, t, count: int) -> list[list[tuple]]:
+        """``refs`` [B, L, E] at tokens t .. t + count - 1, a token a lane.
+
+        Per group of tokens that fill the lanes and channel of a lane, a value of each of ``refs``.
+        """
+
+        def parts(ref, t):
+            if ref is None:
+                return [None] * self.beside
+            parts = jax.lax.split(ref[self._tokens(t)], [1] * self.beside, axis=3)
+            return [part.reshape(self.shape) for part in parts]
+
+        starts = range(0, count, self.tokens)
+        return [list(zip(*[parts(ref, t + k) for ref in refs], strict=True)) for k in starts]
+
+    def put_tokens(self, ref, values: list[jax.Array], t) -> None:
+        """Writes the tokens from t to ``ref`` [B, L, E], laid out as in `load`."""
+        joined = pallas_triton.join(values).reshape(*self.shape, self.beside)
+        ref[self._tokens(t)] = joined.astype(ref.dtype)
 
     def of(self, x: jax.Array, k: int) -> jax.Array:
         """The value of the k-th token in all lanes of the channel."""
@@ -110,13 +193,14 @@ class Tile:
             return jnp.flip(parts, axis + 1).reshape(x.shape)
         return pallas_triton.from_lane_xor(x, bit * (self.width if axis == 1 else 1))
 
-    def fold(self, values: list[jax.Array], axis: int) -> list[jax.Array]:
+    def fold(self, values: list[jax.Array], axis: int, runs: int = 1) -> list[jax.Array]:
         """Sums of 2^k arrays over a lane axis, shared out: lane j has the j-th run of them.
 
         Fewer arrays than lanes: the j-th lane has the sum of array ``j // (lanes / arrays)``.
+        With ``runs``, over lanes that many apart alone: j counts these.
         """
         place, bit = self._iota(axis), self.shape[axis] // 2
-        while bit:
+        while bit >= runs:
             if len(values) > 1:
                 half = len(values) // 2
                 upper = (place & bit) != 0
@@ -131,6 +215,33 @@ class Tile:
             bit //= 2
         return values
 
+    def fold_states(self, values: list[jax.Array]) -> list[jax.Array]:
+        """Sums of an array per state over runs of ``turns`` channels, of a turned tile.
+
+        The j-th channel of a run has those of states j, turns + j, ...
+        """
+        values, bit = list(values), self.turns // 2
+        while bit:
+            # A partner has the state of this lane's n-th place in its place n ^ bit.
+            for n in range(self.held):
+                if n % (2 * bit) < bit and n % self.turns < 2 * bit:
+                    values[n] += self._across(values[n ^ bit], 2, bit)
+            bit //= 2
+        return values[:: self.turns]
+
+    def each(self, values: list[jax.Array]) -> list[jax.Array]:
+        """A value per channel of a lane as one per state."""
+        return [value for value in values for _ in range(self.held)]
+
+    def inner(self, x: list[jax.Array], y: list[jax.Array]) -> list[jax.Array]:
+        """Inner products over a lane's states of each of its channels."""
+        runs = [slice(n, n + self.held) for n in range(0, len(x), self.held)]
+        return [_inner(x[run], y[run]) for run in runs]
+
+    def over_channels(self, x: list[jax.Array], y: list[jax.Array]) -> list[jax.Array]:
+        """Inner products over the channels of a lane, per state."""
+        return [_inner(x[n :: self.held], y[n :: self.held]) for n in range(self.held)]
+
     def by_token(self, values: list[jax.Array]) -> jax.Array:
         """Sums over the lanes of a channel, the k-th array's in the lane of the k-th token."""
         return self.fold(values, 1)[0]
@@ -140,38 +251,64 @@ class Tile:
         first = self.slice % self._lanes_of_token == 0
         return self.fold([jnp.where(first, x, 0.0)], 1)[0]
 
-    def over_channels(self, values: list[jax.Array]) -> jax.Array:
-        """Sums [S, len(values)] over the channels of the program."""
-        joined = pallas_triton.join(self.fold(values, 2))
-        return jnp.sum(joined, axis=0).reshape(self.slices, len(values))
+    def over_warps(self, values: list[jax.Array]) -> jax.Array:
+        """Sums [S, C * len(values)] over the warps of the program."""
+        joined = pallas_triton.join(values).reshape(self.shape[0], -1).T
+        parts = jax.lax.split(joined, [1] * self.shape[0], axis=1)
+        return sum(parts[1:], parts[0]).reshape(self.slices, self.width * len(values))
+
+    def exp2(self, x: jax.Array) -> jax.Array:
+        return jnp.exp2(x) if self.interpret else pallas_triton.exp2(x)
+
+    def _reciprocal(self, x: jax.Array) -> jax.Array:
+        return 1 / x if self.interpret else pallas_triton.reciprocal(x)
+
+    def softplus(self, x: jax.Array) -> jax.Array:
+        """``log(1 + exp(x))`` to float32's precision, also where it is small.
+
+        ``log(1 + z) = 2 atanh(z / (2 + z))``, as a series: its argument is at most 1/3.
+        """
+        z = self.exp2(-LOG2_E * jnp.abs(x))
+        ratio = z * self._reciprocal(2 + z)
+        square = ratio * ratio
+        series = jnp.full_like(x, 1 / 15)
+        for k in (13, 11, 9, 7, 5, 3, 1):
+            series = 1 / k + square * series
+        return jnp.maximum(x, 0) + 2 * ratio * series
+
+    def softplus_slope(self, x: jax.Array, softplus_x: jax.Array) -> jax.Array:
+        """Derivative of softplus."""
+        return self.exp2(LOG2_E * (x - softplus_x))
+
+    def sigmoid(self, x: jax.Array) -> jax.Array:
+        return self._reciprocal(1 + self.exp2(-LOG2_E * x))
 
 
-def inner(x: list[jax.Array], y: list[jax.Array]) -> jax.Array:
-    """Inner product over the states of a lane."""
+def walk_near(
+    rounds: int,
+    stretch: int,
+    near: Callable[[Any], jax.Array],
+    advance: Callable[[Any, Any], Any],
+    carry: Any,
+) -> Any:
+    """``advance(i, carry)`` over all rounds, ``near(i)`` called for the next ``stretch`` of them.
+
+    The hardware waits for loads by six counters a warp. Loads from memory in the loop over rounds
+    share one with loads from the cache, which then take as long; in a loop around it they do not.
+    ``carry[0]`` is a list of arrays that zeros of the form of `Tile.touch` may be added to.
+    """
+
+    def walk(j, carry):
+        zero = near((j + 1) * stretch)
+        stop = jnp.minimum((j + 1) * stretch, rounds)
+        (first, *states), *others = jax.lax.fori_loop(j * stretch, stop, advance, carry)
+        return [first + zero, *states], *others
+
+    return jax.lax.fori_loop(0, pl.cdiv(rounds, stretch), walk, carry)
+
+
+def _inner(x: list[jax.Array], y: list[jax.Array]) -> jax.Array:
     total = x[0] * y[0]
     for x_n, y_n in zip(x[1:], y[1:], strict=True):
         total += x_n * y_n
     return total
-
-
-def softplus(x: jax.Array) -> jax.Array:
-    """``log(1 + exp(x))`` to float32's precision, also where it is small.
-
-    ``log(1 + z) = 2 atanh(z / (2 + z))``, as a series: its argument is at most 1/3.
-    """
-    z = jnp.exp2(-LOG2_E * jnp.abs(x))
-    ratio = z / (2 + z)
-    square = ratio * ratio
-    series = jnp.full_like(x, 1 / 15)
-    for k in (13, 11, 9, 7, 5, 3, 1):
-        series = 1 / k + square * series
-    return jnp.maximum(x, 0) + 2 * ratio * series
-
-
-def softplus_slope(x: jax.Array, softplus_x: jax.Array) -> jax.Array:
-    """Derivative of softplus."""
-    return jnp.exp2(LOG2_E * (x - softplus_x))
-
-
-def sigmoid(x: jax.Array) -> jax.Array:
-    return 1 / (1 + jnp.exp2(-LOG2_E * x))
