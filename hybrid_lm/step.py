@@ -130,6 +130,7 @@ def total_nll(model: Model, config: Config, params: Params, batch: Batch) -> jax
             batch["targets_BL"],
             batch["segment_ids_BL"] != 0,
             config.train.implementation.cross_entropy,
+            config.train.unroll,
         )
 
 
