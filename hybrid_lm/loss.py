@@ -30,25 +30,27 @@ def token_nll(readout_BLD: jax.Array, embedding_VD: jax.Array, targets_BL: jax.A
     return _join(nll_nBC, length)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def summed_nll(
     readout_BLD: jax.Array,
     embedding_VD: jax.Array,
     targets_BL: jax.Array,
     counts_BL: jax.Array,
     implementation: str | None = None,
+    unroll: bool = False,
 ) -> jax.Array:
     """`token_nll` summed over the tokens where the bool ``counts`` is True.
 
     The gradients are found together with the logits, which are never made a second time;
-    ``implementation`` (see `Implementation`) is of what comes between.
+    ``implementation`` (see `Implementation`) is of what comes between. ``unroll``: compile every
+    chunk of positions by itself, so that their gradients are not copied into a stack.
     """
-    del implementation
+    del implementation, unroll
     nll_BL = token_nll(readout_BLD, embedding_VD, targets_BL)
     return jnp.sum(jnp.where(counts_BL, nll_BL, 0.0))
 
 
-def _forward(readout_BLD, embedding_VD, targets_BL, counts_BL, implementation):
+def _forward(readout_BLD, embedding_VD, targets_BL, counts_BL, implementation, unroll):
     batch, length, _ = readout_BLD.shape
     size = _positions(batch, length, embedding_VD.shape[0])
 
@@ -71,12 +73,12 @@ def _forward(readout_BLD, embedding_VD, targets_BL, counts_BL, implementation):
     wide = jnp.promote_types(readout_BLD.dtype, jnp.float32)
     zeros = jnp.zeros((), wide), jnp.zeros(embedding_VD.shape, wide)
     chunks = [_cut(x, size) for x in (readout_BLD, targets_BL, counts_BL)]
-    (nll, dembedding_VD), dreadout_nBCD = jax.lax.scan(step, zeros, tuple(chunks))
+    (nll, dembedding_VD), dreadout_nBCD = jax.lax.scan(step, zeros, tuple(chunks), unroll=unroll)
     return nll, (_join(dreadout_nBCD, length), dembedding_VD.astype(embedding_VD.dtype))
 
 
-def _backward(implementation, gradients, dnll):
-    del implementation
+def _backward(implementation, unroll, gradients, dnll):
+    del implementation, unroll
     return *((dnll * gradient).astype(gradient.dtype) for gradient in gradients), None, None
 
 

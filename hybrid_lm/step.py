@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hybrid_lm.config import Config
+from hybrid_lm.kernels.dispatch import on_gpu
 from hybrid_lm.loss import summed_nll
 from hybrid_lm.mixers import Context
 from hybrid_lm.model import Model, Params
@@ -17,6 +18,14 @@ from hybrid_lm.sharding import constrain, shardings, spec
 
 Batch = dict[str, Any]
 """Arrays tokens_BL, targets_BL, segment_ids_BL, positions_BL (see `hybrid_lm.data.pipeline`)."""
+
+_GPU_OPTIONS = {
+    # By cuBLAS alone: a product then takes in the addition behind it. Where Triton's products are
+    # among the choices, XLA makes that a pass over memory of its own.
+    "xla_gpu_enable_triton_gemm": False,
+    # Products of the same x stay apart: the result of merged ones is cut up by copying it.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+}
 
 BATCH_KEYS = ("tokens_BL", "targets_BL", "segment_ids_BL", "positions_BL")
 
@@ -121,6 +130,7 @@ def total_nll(model: Model, config: Config, params: Params, batch: Batch) -> jax
             batch["targets_BL"],
             batch["segment_ids_BL"] != 0,
             config.train.implementation.cross_entropy,
+            config.train.unroll,
         )
 
 
@@ -180,3 +190,19 @@ def make_step(
         return kept._replace(finite=finite), metrics
 
     return step
+
+
+def jitted_step(
+    model: Model, optimizer: optax.GradientTransformation, config: Config, state_like: TrainState
+) -> jax.stages.Wrapped:
+    """`make_step` as training runs it: compiled for the device, in place of the state it is given.
+
+    ``state_like`` is of `abstract_state`.
+    """
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state_like)
+    return jax.jit(
+        make_step(model, optimizer, config),
+        donate_argnums=0,
+        out_shardings=(placed, None),
+        compiler_options=_GPU_OPTIONS if on_gpu() else None,
+    )

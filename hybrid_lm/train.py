@@ -35,7 +35,7 @@ from hybrid_lm.optimizer import make_optimizer
 from hybrid_lm.progress import Progress, log_to
 from hybrid_lm.recorder import Dispatched, NonFiniteStep, Recorder
 from hybrid_lm.run_dir import RunDir, find_run
-from hybrid_lm.step import Batch, abstract_batch, abstract_state, init_state, make_step
+from hybrid_lm.step import Batch, abstract_batch, abstract_state, init_state, jitted_step
 from hybrid_lm.stop import Interrupted, StopSignal
 from hybrid_lm.throughput import peak
 
@@ -142,9 +142,8 @@ def train(options: Options, console: Console) -> None:
         state_like = abstract_state(model, optimizer, mesh)
         batch_like = abstract_batch(config, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state_like)
-        traced = jax.jit(
-            make_step(model, optimizer, config), donate_argnums=0, out_shardings=(shardings, None)
-        ).trace(state_like, batch_like)  # what cannot run here fails before a run directory is made
+        # What cannot run here fails before a run directory is made.
+        traced = jitted_step(model, optimizer, config, state_like).trace(state_like, batch_like)
 
         # ----------------------------------------------------------------------------------- state
         if run_dir is None:

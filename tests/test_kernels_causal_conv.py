@@ -99,8 +99,35 @@ def test_pallas_equals_the_definition(monkeypatch, length, taps, silu, packed):
     assert_close(got, want, 1e-6)
 
 
+def in_parts(conv):
+    """``conv`` of inputs with 3 channels behind, and with outputs in two parts, as one array."""
+
+    def run(x, *operands, **options):
+        wider = jnp.concatenate([x, x[..., :3]], axis=-1)
+        ys, past = conv(wider, *operands, parts=(16, 32), **options)
+        return jnp.concatenate(ys, axis=-1), past
+
+    return run
+
+
+def test_outputs_in_parts_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr(gpu, "_CHANNELS", 16)
+    monkeypatch.setattr(gpu, "_TOKENS", (8,))
+    inputs, cotangents = operands(9, 48, 2)
+    resets_BL = jnp.eye(BATCH, 9, dtype=bool)
+    got, want = (
+        jit(partial(values_and_gradients, conv, resets_BL, True))(inputs, cotangents)
+        for conv in (in_parts(partial(gpu.causal_conv, interpret=True)), in_parts(causal_conv))
+    )
+    assert_close(got, want, 1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-def test_pallas_lowers_for_cuda():
+def test_pallas_lowers_for_cuda(monkeypatch):
     inputs, cotangents = operands(200, 300, 4, jnp.bfloat16)
     run = partial(values_and_gradients, gpu.causal_conv, np.eye(BATCH, 200, dtype=bool), True)
+    assert count_triton_kernels(run, inputs, cotangents) == 2
+    monkeypatch.setattr(gpu, "_CHANNELS", 16)
+    inputs, cotangents = operands(200, 48, 4, jnp.bfloat16)
+    run = partial(values_and_gradients, in_parts(gpu.causal_conv), None, True)
     assert count_triton_kernels(run, inputs, cotangents) == 2

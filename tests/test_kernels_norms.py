@@ -51,31 +51,36 @@ def test_residual_norm_equals_the_definition_values_and_gradients():
     assert_same(values_and_gradients(kernel, (x, scale), (dresidual, dnormed)), wants)
 
 
-def test_rotary_equals_the_definition_values_and_gradients():
-    x, dout, scale = of((2, 64, 3, 32), 2)
+@pytest.fixture(scope="module")
+def attention_inputs():
+    """x, weights and scales of 6 heads of queries and 2 of keys, and cotangents."""
+    (x,), (dq, _), (dk, _) = of((2, 64, 128), 1)[:1], of((2, 64, 6, 32), 1), of((2, 64, 2, 32), 1)
+    (q_weight, q_scale), (k_weight, k_scale) = of((128, 6, 32), 1), of((128, 2, 32), 1)
+    return (x, (q_weight, k_weight), (q_scale, k_scale)), (dq, dk)
+
+
+def queries_and_keys(op, **options):
     positions_BL = jnp.arange(128, dtype=jnp.int32).reshape(2, 64)
 
-    def run(op, **options):
-        def rotated(x, scale, epsilon):
-            return op(x, scale, positions_BL, 1e4, epsilon, **options)
+    def run(x, weights, scales, epsilon):
+        return op(x, weights, scales, positions_BL, 1e4, epsilon, **options)
 
-        return values_and_gradients(rotated, (x, scale), dout)
+    return partial(values_and_gradients, run)
 
-    wants = run(rotary_xla.norm_and_rotate)
-    assert_same(run(rotary_gpu.norm_and_rotate, interpret=True), wants)
+
+def test_queries_and_keys_equal_the_definition_values_and_gradients(attention_inputs):
+    wants = queries_and_keys(rotary_xla.queries_and_keys)(*attention_inputs)
+    kernels = queries_and_keys(rotary_gpu.queries_and_keys, interpret=True)
+    assert_same(kernels(*attention_inputs), wants)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-def test_they_lower_for_cuda():
+def test_they_lower_for_cuda(attention_inputs):
     y, z, dout, scale = of((1, 64, 1024), 3)
     gated = partial(values_and_gradients, gated_gpu.gated_norm)
     weight = jnp.ones((1024, 1024))
     assert count_triton_kernels(gated, (y, z, scale, weight), dout) == 2
-    x, dx, head_scale = of((1, 64, 3, 32), 2)
-
-    def rotary(x, scale, epsilon):
-        return rotary_gpu.norm_and_rotate(x, scale, jnp.zeros((1, 64), jnp.int32), 1e4, epsilon)
-
-    assert count_triton_kernels(partial(values_and_gradients, rotary), (x, head_scale), dx) == 2
+    rotary = queries_and_keys(rotary_gpu.queries_and_keys)
+    assert count_triton_kernels(rotary, *attention_inputs) == 2
     residual = partial(values_and_gradients, residual_gpu.residual_norm)
     assert count_triton_kernels(residual, (y, scale), (z, dout)) == 1

@@ -28,8 +28,8 @@ def operands():
     return readout_BLD, embedding_VD, rng.integers(0, V, (B, L)), rng.random((B, L)) < 0.7
 
 
-@pytest.mark.parametrize("positions", [L, 5])
-def test_chunks_give_the_loss_and_gradients_of_all_logits(operands, positions, monkeypatch):
+@pytest.mark.parametrize(("positions", "unroll"), [(L, False), (5, False), (5, True)])
+def test_chunks_give_the_loss_and_gradients_of_all_logits(operands, positions, unroll, monkeypatch):
     """Also where the last chunk is not full."""
     monkeypatch.setattr(loss, "_LOGITS", positions * B * V)
     readout_BLD, embedding_VD, targets_BL, counts_BL = operands
@@ -41,7 +41,8 @@ def test_chunks_give_the_loss_and_gradients_of_all_logits(operands, positions, m
 
             return jax.value_and_grad(total, (0, 1))(readout_BLD, embedding_VD)
 
-        ours = of(loss.summed_nll), loss.token_nll(readout_BLD, embedding_VD, targets_BL)
+        summed_nll = partial(loss.summed_nll, unroll=unroll)
+        ours = of(summed_nll), loss.token_nll(readout_BLD, embedding_VD, targets_BL)
         expected = of(lambda *x: plain(*x)[0]), plain(*operands)[1]
         return ours, expected
 

@@ -21,7 +21,7 @@ from hybrid_lm.data.prepare import prepare
 from hybrid_lm.data.tokenizers import ByteTokenizer
 from hybrid_lm.model import Model, count
 from hybrid_lm.optimizer import make_optimizer
-from hybrid_lm.step import BATCH_KEYS, abstract_batch, abstract_state, init_state, make_step
+from hybrid_lm.step import BATCH_KEYS, abstract_batch, abstract_state, init_state, jitted_step
 from hybrid_lm.throughput import product_flops_per_s
 
 _STEPS = 5  # dispatched together, as in training
@@ -146,9 +146,7 @@ class _Program:
                 lambda: init_state(model, optimizer, jax.random.key(0)), out_shardings=placed
             )
             self.init = init.lower().compile()
-            step = jax.jit(
-                make_step(model, optimizer, config), donate_argnums=0, out_shardings=(placed, None)
-            )
+            step = jitted_step(model, optimizer, config, state)
             start = time.perf_counter()
             lowered = step.lower(state, abstract_batch(config, mesh))
             self.step = lowered.compile()

@@ -57,8 +57,8 @@ class Implementation:
     """Norms in front of mixers and MLPs: backward a GPU kernel, or the definition (as xla and as
     reference)."""
     rotary: Literal["pallas", "xla", "reference"] | None = None
-    """Norm and rotary positions of queries and keys: a GPU kernel each way, or the definition (as
-    xla and as reference)."""
+    """Queries and keys, their norm and rotary positions: one product and a GPU kernel each way, or
+    the definition (as xla and as reference)."""
     token_sums: Literal["pallas", "xla", "reference"] | None = None
     """Gradient of the embedding: a GPU kernel over the sorted tokens, a product with one-hot rows,
     or a scatter."""

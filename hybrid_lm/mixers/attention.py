@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.attention import attention
-from hybrid_lm.kernels.rotary import norm_and_rotate
+from hybrid_lm.kernels.rotary import queries_and_keys
 from hybrid_lm.kernels.rotary.xla import rotate
 from hybrid_lm.layers import RMSNorm, fan_in, param, project
 from hybrid_lm.mixers.base import (
@@ -114,11 +114,8 @@ class AttentionMixer(nnx.Module):
         config, length = self.config, x_BLD.shape[1]
         if state is not None and not config.causal:
             raise UserError(NO_STATE)
-        q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
-        k_BLGK = project("bld,dgk->blgk", x_BLD, self.k)
+        q_BLHK, k_BLGK = self._queries_and_keys(x_BLD, ctx)
         v_BLGK = project("bld,dgk->blgk", x_BLD, self.v)
-        q_BLHK = self._prepared(q_BLHK, "q_norm", ctx)
-        k_BLGK = self._prepared(k_BLGK, "k_norm", ctx)
 
         starts_BL = self._starts_BL(ctx, state, length)
         if state is None:
@@ -136,20 +133,25 @@ class AttentionMixer(nnx.Module):
             return y_BLD, ()
         return y_BLD, self._next_state(ctx, k_BSGK, v_BSGK, starts_BL) | kept
 
-    def _prepared(self, x_BLHK: jax.Array, norm: str, ctx: Context) -> jax.Array:
-        """Queries or keys with the norm (attribute ``norm``) and the positions of the config."""
-        theta = self.config.rope_theta
-        if not self.config.qk_norm:
-            return x_BLHK if theta is None else rotate(x_BLHK, ctx.positions_BL, theta)
+    def _queries_and_keys(self, x_BLD: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array]:
+        """With the norms and the positions of the config."""
+        theta, positions_BL = self.config.rope_theta, ctx.positions_BL
+        if self.config.qk_norm and theta is not None:
+            return queries_and_keys(
+                x_BLD,
+                (self.q[...], self.k[...]),
+                (self.q_norm.scale[...], self.k_norm.scale[...]),
+                positions_BL,
+                theta,
+                implementation=ctx.implementation.rotary,
+            )
+        q_BLHK = project("bld,dhk->blhk", x_BLD, self.q)
+        k_BLGK = project("bld,dgk->blgk", x_BLD, self.k)
+        if self.config.qk_norm:
+            return self.q_norm(q_BLHK), self.k_norm(k_BLGK)
         if theta is None:
-            return getattr(self, norm)(x_BLHK)
-        return norm_and_rotate(
-            x_BLHK,
-            getattr(self, norm).scale[...],
-            ctx.positions_BL,
-            theta,
-            implementation=ctx.implementation.rotary,
-        )
+            return q_BLHK, k_BLGK
+        return rotate(q_BLHK, positions_BL, theta), rotate(k_BLGK, positions_BL, theta)
 
     def _attend(
         self,

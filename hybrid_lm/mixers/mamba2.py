@@ -1,6 +1,7 @@
 """Mamba-2: state-space duality with scalar decays per head."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ class Mamba2Mixer(nnx.Module):
         config, (batch, length, _) = self.config, x_BLD.shape
         resets_BL = ctx.resets_BL(None if state is None else state["segment"])
 
-        def conv(name: str, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def conv(name: str, inputs: jax.Array, parts: tuple[int, ...] | None = None) -> Any:
             weight, bias = getattr(self, name), getattr(self, f"{name}_bias")
             return causal_conv(
                 inputs,
@@ -104,6 +105,7 @@ class Mamba2Mixer(nnx.Module):
                 resets_BL,
                 None if state is None else state[name],
                 silu=True,
+                parts=parts,
                 implementation=ctx.implementation.causal_conv,
             )
 
@@ -111,10 +113,10 @@ class Mamba2Mixer(nnx.Module):
         # One product: that of the few steps alone would still read and write all of x and dx.
         narrow_DS = jnp.concatenate([self.bc[...], self.step[...]], axis=1)
         narrow_BLS = precision.project("bld,ds->bls", x_BLD, narrow_DS)
-        bc_BLS, step_BLH = narrow_BLS[..., : self.select], narrow_BLS[..., self.select :]
-        bc_BLS, conv_bc = conv("conv_bc", bc_BLS)
-        bc_BLGN = bc_BLS.reshape(batch, length, 2 * config.groups, config.state_size)
-        b_BLGN, c_BLGN = bc_BLGN[:, :, : config.groups], bc_BLGN[:, :, config.groups :]
+        step_BLH = narrow_BLS[..., self.select :]
+        bc, conv_bc = conv("conv_bc", narrow_BLS, (self.select // 2,) * 2)
+        shape = (batch, length, config.groups, config.state_size)
+        b_BLGN, c_BLGN = (a_BLS.reshape(shape) for a_BLS in bc)
         wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
         step_BLH = jax.nn.softplus(step_BLH.astype(wide) + self.step_bias[...])
         x_BLHP = x_BLE.reshape(batch, length, self.heads, config.head_dim)

@@ -7,7 +7,7 @@ import pytest
 
 from hybrid_lm.kernels.gated_norm import gated_norm
 from hybrid_lm.kernels.residual_norm import residual_norm
-from hybrid_lm.kernels.rotary import norm_and_rotate
+from hybrid_lm.kernels.rotary import queries_and_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 
@@ -60,12 +60,21 @@ def test_residual_norm_matches_float64(shape, scale, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(2, 1024, 8, 64), (1, 64, 2, 128)])
-def test_norm_and_rotation_match_float64(shape, dtype):
+@pytest.mark.parametrize(
+    ("rows", "heads", "dim"),
+    [((2, 1024), (8, 8), 64), ((1, 64), (1, 1), 128), ((3, 64), (6, 2), 32)],
+)
+def test_queries_and_keys_match_float64(rows, heads, dim, dtype):
     """At positions whose angles float32 still tells apart from those of float64."""
-    positions_BL = np.random.default_rng(1).integers(0, 20, shape[:2]).astype(np.int32)
+    positions_BL = np.random.default_rng(1).integers(0, 20, rows).astype(np.int32)
+    width = sum(heads) * dim
 
-    def op(x, gain, *, implementation):
-        return norm_and_rotate(x, gain, positions_BL, 1e4, implementation=implementation)
+    def op(x, gain, weight, *, implementation):
+        weights = jnp.split(weight.reshape(width, -1, dim), heads[:1], axis=1)
+        scales = gain[:dim], gain[dim : 2 * dim]
+        parts = queries_and_keys(
+            x, weights, scales, positions_BL, 1e4, implementation=implementation
+        )
+        return jnp.concatenate(parts, axis=2).reshape(x.shape)
 
-    check(op, 1, 1, shape, 1, dtype)
+    check(op, 1, 1, (*rows, width), 1, dtype, (width, width))

@@ -8,7 +8,7 @@ bias are summed per program, then over programs, in a fixed order: repeats are b
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +28,27 @@ _WIDTHS = (2, 3, 4)
 
 
 class Options(NamedTuple):
-    """What is compiled; ``interpret`` runs it as plain XLA."""
+    """What is compiled: also the widths of the outputs; ``interpret`` runs it as plain XLA."""
 
     silu: bool
+    parts: tuple[int, ...]
     interpret: bool
 
 
 class _Tile:
-    """The tokens and channels of a program, and its loads and stores in float32."""
+    """The tokens and channels of a program, and its loads and stores in float32.
 
-    def __init__(self, x, words, channels: int, tokens: int):
-        self.batch = pl.program_id(2)
-        self.start = pl.program_id(1) * tokens
+    ``part_start`` is the first channel of the output, if there are several, that is its own.
+    """
+
+    def __init__(self, x, weight, words, channels: int, tokens: int, place, part_start: int):
+        block, chunk, self.batch = place
+        self.start = chunk * tokens
         self.channels, self.words = channels, words
-        self.length, self.inner = x.shape[1:]
-        first = pl.program_id(0) * channels
+        self.length, self.inner = x.shape[1], weight.shape[1]
+        first = block * channels
         self.lanes = pl.ds(first, channels)
+        self.lanes_of_part = pl.ds(first - part_start, channels)
         self.inside = first + jnp.arange(channels) < self.inner
 
     def _mask(self, where):
@@ -56,8 +61,12 @@ class _Tile:
     def parameters(self, ref, at=()):
         return load(ref, (*at, self.lanes), self._mask(None)).astype(jnp.float32)
 
+    def _at(self, ref, t):
+        whole = ref.shape[2] >= self.inner
+        return self.batch, t, self.lanes if whole else self.lanes_of_part
+
     def raw(self, ref, t, where):
-        return load(ref, (self.batch, t, self.lanes), self._mask(where))
+        return load(ref, self._at(ref, t), self._mask(where))
 
     def store_parameters(self, ref, at, value):
         store(ref, (*at, self.lanes), value, self._mask(None))
@@ -66,7 +75,7 @@ class _Tile:
         return self.raw(ref, t, where).astype(jnp.float32)
 
     def store(self, ref, t, where, value):
-        store(ref, (self.batch, t, self.lanes), value, self._mask(where))
+        store(ref, self._at(ref, t), value, self._mask(where))
 
     def before(self, x, past):
         """The W - 1 inputs before the chunk, the newest first."""
@@ -113,9 +122,8 @@ def _words(seen_BL, rows: int):
     return shifted.sum(axis=-1, dtype=jnp.int32)
 
 
-def _forward(x, weight, bias, past, *refs, silu, channels, tokens, rows):
-    *words, y = refs
-    tile = _Tile(x, words[0] if words else None, channels, tokens)
+def _forward(x, weight, bias, past, y, *words, silu, channels, tokens, rows, place, part_start):
+    tile = _Tile(x, weight, words[0] if words else None, channels, tokens, place, part_start)
     width = weight.shape[0]
     taps = [tile.parameters(weight, (w,)) for w in range(width)]
     bias_C = tile.parameters(bias)
@@ -143,13 +151,13 @@ def _forward(x, weight, bias, past, *refs, silu, channels, tokens, rows):
     jax.lax.fori_loop(0, tokens // rows, group, start)
 
 
-def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
+def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows, place, part_start):
     """With p the sum before silu and dp its cotangent::
 
     dx_t = sum_w weight_{W-1-w} dp_{t+w}      dweight_{W-1-w} = sum_t dp_t x_{t-w}
     """
     *words, dx, dparameters = refs
-    tile = _Tile(x, words[0] if words else None, channels, tokens)
+    tile = _Tile(x, weight, words[0] if words else None, channels, tokens, place, part_start)
     width = weight.shape[0]
     taps = [tile.parameters(weight, (w,)) for w in range(width)]
     bias_C = tile.parameters(bias)
@@ -212,18 +220,43 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows):
         _, _, open_ = token(end + r, x_C, dy_C, seens[r], earlier, open_)
         earlier = [x_C, *earlier[:-1]]
     *dtaps, dbias = sums
-    program = tile.batch * pl.num_programs(1) + pl.program_id(1)
+    program = tile.batch * pl.num_programs(1) + place[1]
     for row, value in enumerate([*reversed(dtaps), dbias]):
         tile.store_parameters(dparameters, (program, row), value)
 
 
-def _call(kernel, outputs, x, *operands, tokens: int, options: Options):
-    batch, length, inner = x.shape
+def _by_part(kernel, first_four, of_parts, rest, parts):
+    """Runs the kernel on the output that the program's channels are of."""
+    kernel = partial(kernel, place=[pl.program_id(axis) for axis in range(3)])
+    if len(parts) == 1:
+        return kernel(*first_four, *of_parts, *rest, part_start=0)
+    channel, start = pl.program_id(0) * _CHANNELS, 0
+    for width, of_part in zip(parts, of_parts, strict=True):
+        inside = (channel >= start) & (channel < start + width)
+        pl.when(inside)(partial(kernel, *first_four, of_part, *rest, part_start=start))
+        start += width
+
+
+def _call(kernel, outputs, x, weight, *operands, parts_at: int, tokens: int, options: Options):
+    """``kernel`` takes the ref of its part of the outputs, or of their cotangents, as the fifth.
+
+    In operands and outputs the parts are from place ``parts_at`` on.
+    """
+    (batch, length, _), inner = x.shape, weight.shape[1]
+    count = len(options.parts)
+    kernel = partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=tokens, rows=_ROWS)
+
+    def program(*refs):
+        of_parts = refs[parts_at : parts_at + count]
+        rest = (*refs[4:parts_at], *refs[parts_at + count :])
+        _by_part(kernel, refs[:4], of_parts, rest, options.parts)
+
     return pallas_triton.call(
-        partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=tokens, rows=_ROWS),
+        program,
         (pl.cdiv(inner, _CHANNELS), pl.cdiv(length, tokens), batch),
         outputs,
         x,
+        weight,
         *operands,
         warps=1,
         interpret=options.interpret,
@@ -243,29 +276,38 @@ def _tokens_backward(batch: int, length: int, inner: int) -> int:
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _outputs(x, weight, bias, past, seen, options: Options):
-    """y; ``seen`` as of `xla.seen_before`, or None."""
+    """y in parts; ``seen`` as of `xla.seen_before`, or None."""
     words = () if seen is None else (_words(seen, _ROWS),)
-    y = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    ys = [jax.ShapeDtypeStruct((*x.shape[:2], width), x.dtype) for width in options.parts]
     operands = (x, weight, bias, past, *words)
-    return _call(_forward, y, *operands, tokens=_TOKENS[0], options=options)
+    return _call(
+        _forward,
+        ys,
+        *operands,
+        parts_at=len(operands),
+        tokens=_TOKENS[0],
+        options=options,
+    )
 
 
 def _outputs_forward(x, weight, bias, past, seen, options):
     return _outputs(x, weight, bias, past, seen, options), (x, weight, bias, past, seen)
 
 
-def _outputs_backward(options, residuals, dy):
+def _outputs_backward(options, residuals, dys):
     x, weight, bias, past, seen = residuals
-    (batch, length, inner), width = x.shape, weight.shape[0]
+    (batch, length, _), (width, inner) = x.shape, weight.shape
     tokens = _tokens_backward(batch, length, inner)
     programs = batch * pl.cdiv(length, tokens)
     results = (
-        jax.ShapeDtypeStruct(x.shape, x.dtype),
+        jax.ShapeDtypeStruct((batch, length, inner), x.dtype),
         jax.ShapeDtypeStruct((programs, width + 1, inner), jnp.float32),
     )
     words = () if seen is None else (_words(seen, _ROWS),)
-    operands = (x, weight, bias, past, dy, *words)
-    dx, dparameters = _call(_backward, results, *operands, tokens=tokens, options=options)
+    operands = (x, weight, bias, past, *dys, *words)
+    dx, dparameters = _call(
+        _backward, results, *operands, parts_at=4, tokens=tokens, options=options
+    )
     dparameters = dparameters.sum(axis=0)
 
     # The state before the row reaches its first tokens only.
@@ -273,11 +315,13 @@ def _outputs_backward(options, residuals, dy):
     seen_head = None if seen is None else seen[:, head]
 
     def first_outputs(past):
-        return xla.outputs(x[:, head], weight, bias, seen_head, past, silu=options.silu)
+        return xla.outputs(x[:, head, :inner], weight, bias, seen_head, past, silu=options.silu)
 
-    (dpast,) = jax.vjp(first_outputs, past)[1](dy[:, head])
+    dy_head = jnp.concatenate([dy[:, head] for dy in dys], axis=-1)
+    (dpast,) = jax.vjp(first_outputs, past)[1](dy_head)
     dweight, dbias = dparameters[:-1].astype(weight.dtype), dparameters[-1].astype(bias.dtype)
-    return dx, dweight, dbias, dpast, None
+    behind = x.shape[2] - inner
+    return jnp.pad(dx, ((0, 0), (0, 0), (0, behind))), dweight, dbias, dpast, None
 
 
 _outputs.defvjp(_outputs_forward, _outputs_backward)
@@ -303,11 +347,16 @@ def causal_conv(
     past_BWE: jax.Array,
     *,
     silu: bool,
+    parts: tuple[int, ...] | None = None,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Any, jax.Array]:
     """See `hybrid_lm.kernels.causal_conv.causal_conv`; any L of at least W tokens."""
     seen_BL = None if resets_BL is None else xla.seen_before(resets_BL, weight_WE.shape[0])
-    options = Options(silu, interpret)
-    y_BLE: jax.Array = _outputs(x_BLE, weight_WE, bias_E, past_BWE, seen_BL, options)  # pyright: ignore[reportGeneralTypeIssues]
+    written = weight_WE.shape[1:]
+    if parts is not None and all(part % _CHANNELS == 0 for part in parts):
+        written = parts
+    options = Options(silu, written, interpret)
+    ys: Any = _outputs(x_BLE, weight_WE, bias_E, past_BWE, seen_BL, options)
+    ys = ys if written is parts else xla.in_parts(ys[0], parts)
     # Outside of the kernels' gradient: training has no use for it, and then it costs nothing.
-    return y_BLE, xla.last_inputs(x_BLE, seen_BL, past_BWE)
+    return ys, xla.last_inputs(x_BLE[..., : weight_WE.shape[1]], seen_BL, past_BWE)

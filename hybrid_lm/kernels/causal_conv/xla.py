@@ -1,5 +1,8 @@
 """One product for each tap, fused by XLA."""
 
+from itertools import accumulate
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -37,6 +40,13 @@ def outputs(
             earlier_BLE = jnp.where((seen_BL >= back)[..., None], earlier_BLE, 0)
         y_BLE += earlier_BLE.astype(wide) * weight_WE[-1 - back]
     return (jax.nn.silu(y_BLE) if silu else y_BLE).astype(x_BLE.dtype)
+
+
+def in_parts(y_BLE: jax.Array, parts: tuple[int, ...] | None) -> Any:
+    """A list of arrays with so many channels; ``y_BLE`` itself for None."""
+    if parts is None:
+        return y_BLE
+    return jnp.split(y_BLE, list(accumulate(parts[:-1])), axis=-1)
 
 
 def last_inputs(x_BLE: jax.Array, seen_BL: jax.Array | None, past_BWE: jax.Array) -> jax.Array:

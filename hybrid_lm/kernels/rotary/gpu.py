@@ -1,9 +1,10 @@
-"""One pass over memory forward and one backward, as Pallas kernels (Triton backend).
+"""One product, and one pass over memory forward and one backward: Pallas kernels (Triton backend).
 
-A program takes some tokens of one head. The gradient of the norm's scale is summed over programs by
-XLA, in a fixed order.
+A program takes some tokens after others, all heads of them: they share the angles. The gradients of
+the norms' scales are summed in its registers, and over programs by XLA, in a fixed order.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -12,116 +13,166 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.precision import project
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.rotary import xla
 
 _TOKENS = 64  # of a program
+_TILE = 4096  # channels of tokens taken at a time
+_WARPS = 4
 _DIMS = (32, 64, 128, 256)
 
 
-def _halves(ref, tokens, head):
-    """Both halves of the channels of some tokens' head, float32."""
+def _together(parts) -> int:
+    """Heads taken at a time: a power of 2, as Triton's tiles are, that divides both counts."""
+    count = math.gcd(*(part.shape[1] for part in parts))
+    return count & -count
+
+
+def _heads(parts):
+    """Of every set of heads taken together: of queries (0) or keys (1), there, and among all."""
+    together, first = _together(parts), 0
+    for kind, part in enumerate(parts):
+        for own in range(0, part.shape[1], together):
+            yield kind, pl.ds(own, together), pl.ds(first + own, together)
+        first += part.shape[1]
+
+
+def _halves(ref, tokens, heads):
+    """Both halves of the channels of some tokens' heads, float32."""
     half = ref.shape[-1] // 2
     cuts = pl.ds(0, half), pl.ds(half, half)
-    return [ref[tokens, head, cut].astype(jnp.float32) for cut in cuts]
+    return [ref[tokens, heads, cut].astype(jnp.float32) for cut in cuts]
 
 
-def _store_halves(ref, tokens, head, halves):
+def _store_halves(ref, tokens, heads, halves):
     half = ref.shape[-1] // 2
     for i, values in enumerate(halves):
-        ref[tokens, head, pl.ds(i * half, half)] = values.astype(ref.dtype)
+        ref[tokens, heads, pl.ds(i * half, half)] = values.astype(ref.dtype)
 
 
-def _scales(scale):
-    half = scale.shape[0] // 2
-    return [scale[pl.ds(i * half, half)][None, :] for i in range(2)]
+def _scales(scale, kind):
+    half = scale.shape[1] // 2
+    return [scale[kind, pl.ds(i * half, half)][None, None, :] for i in range(2)]
 
 
 def _mean(halves_a, halves_b):
-    """Of the products, over all channels: [T, 1]."""
-    total_T = sum(jnp.sum(a * b, axis=1) for a, b in zip(halves_a, halves_b, strict=True))
-    return (total_T / (2 * halves_a[0].shape[1]))[:, None]
+    """Of the products, over all channels: [T, H, 1]."""
+    total_TH = sum(jnp.sum(a * b, axis=2) for a, b in zip(halves_a, halves_b, strict=True))
+    return (total_TH / (2 * halves_a[0].shape[2]))[:, :, None]
 
 
-def _forward_kernel(x, scale, cos, sin, out, *, epsilon):
-    tokens, head = pl.ds(pl.program_id(0) * _TOKENS, _TOKENS), pl.program_id(1)
-    halves = _halves(x, tokens, head)
-    inverse_T1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
-    left, right = (a * inverse_T1 * s for a, s in zip(halves, _scales(scale), strict=True))
-    cos_TK, sin_TK = cos[tokens, :], sin[tokens, :]
-    turned = left * cos_TK - right * sin_TK, right * cos_TK + left * sin_TK
-    _store_halves(out, tokens, head, turned)
+def _turns(cos, sin, tokens):
+    """Of some tokens: [T, 1, K/2]."""
+    return cos[tokens, :][:, None, :], sin[tokens, :][:, None, :]
 
 
-def _backward_kernel(x, scale, cos, sin, dout, dx, dscale, *, epsilon):
-    program, head = pl.program_id(0), pl.program_id(1)
-    tokens = pl.ds(program * _TOKENS, _TOKENS)
-    halves, (dleft, dright) = _halves(x, tokens, head), _halves(dout, tokens, head)
-    cos_TK, sin_TK = cos[tokens, :], sin[tokens, :]
-    dturned = dleft * cos_TK + dright * sin_TK, dright * cos_TK - dleft * sin_TK
-    inverse_T1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
-    units = [a * inverse_T1 for a in halves]
-    half = units[0].shape[1]
-    for i in range(2):
-        dscale[program, head, pl.ds(i * half, half)] = jnp.sum(dturned[i] * units[i], axis=0)
-    dunits = [d * s for d, s in zip(dturned, _scales(scale), strict=True)]
-    share_T1 = _mean(dunits, units)
-    gradients = [inverse_T1 * (d - u * share_T1) for d, u in zip(dunits, units, strict=True)]
-    _store_halves(dx, tokens, head, gradients)
+def _forward_kernel(x, scale, cos, sin, *outs, tile, epsilon):
+    first = pl.program_id(0) * _TOKENS
+
+    def turn(i, _):
+        tokens = pl.ds(first + i * tile, tile)
+        cos_T1K, sin_T1K = _turns(cos, sin, tokens)
+        for kind, own, heads in _heads(outs):
+            halves = _halves(x, tokens, heads)
+            inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
+            scales = _scales(scale, kind)
+            left, right = (a * inverse_TH1 * s for a, s in zip(halves, scales, strict=True))
+            turned = left * cos_T1K - right * sin_T1K, right * cos_T1K + left * sin_T1K
+            _store_halves(outs[kind], tokens, own, turned)
+
+    jax.lax.fori_loop(0, _TOKENS // tile, turn, None)
 
 
-def _call(kernel, outputs, *operands, epsilon, interpret):
-    tokens, heads, _ = operands[0].shape
+def _backward_kernel(x, scale, cos, sin, *refs, tile, epsilon):
+    *douts, dx, dscale = refs
+    program, half = pl.program_id(0), x.shape[2] // 2
+
+    def turn_back(i, sums):
+        tokens = pl.ds(program * _TOKENS + i * tile, tile)
+        cos_T1K, sin_T1K = _turns(cos, sin, tokens)
+        sums = [list(of_kind) for of_kind in sums]
+        for kind, own, heads in _heads(douts):
+            halves, (dleft, dright) = _halves(x, tokens, heads), _halves(douts[kind], tokens, own)
+            dturned = dleft * cos_T1K + dright * sin_T1K, dright * cos_T1K - dleft * sin_T1K
+            inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
+            units = [a * inverse_TH1 for a in halves]
+            for h, (d, u) in enumerate(zip(dturned, units, strict=True)):
+                sums[kind][h] += jnp.sum(jnp.sum(d * u, axis=0), axis=0)
+            dunits = [d * s for d, s in zip(dturned, _scales(scale, kind), strict=True)]
+            share_TH1 = _mean(dunits, units)
+            pairs = zip(dunits, units, strict=True)
+            _store_halves(dx, tokens, heads, [inverse_TH1 * (d - u * share_TH1) for d, u in pairs])
+        return sums
+
+    zeros = [[jnp.zeros(half, jnp.float32)] * 2] * 2
+    sums = jax.lax.fori_loop(0, _TOKENS // tile, turn_back, zeros)
+    for kind, halves in enumerate(sums):
+        for h, sum_K in enumerate(halves):
+            dscale[program, kind, pl.ds(h * half, half)] = sum_K
+
+
+def _call(kernel, parts, outputs, *operands, epsilon, interpret):
+    tokens, _, dim = operands[0].shape
+    tile = min(max(_TILE // (_together(parts) * dim), 1), _TOKENS)
     return pallas_triton.call(
-        partial(kernel, epsilon=epsilon),
-        (tokens // _TOKENS, heads),
+        partial(kernel, tile=tile, epsilon=epsilon),
+        (tokens // _TOKENS,),
         outputs,
         *operands,
-        warps=4,
+        warps=_WARPS,
         interpret=interpret,
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _norm_and_rotate(x_THK, scale_K, cos_TK, sin_TK, epsilon, interpret):
-    out = jax.ShapeDtypeStruct(x_THK.shape, x_THK.dtype)
-    operands = (x_THK, scale_K, cos_TK, sin_TK)
-    return _call(_forward_kernel, out, *operands, epsilon=epsilon, interpret=interpret)
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _norm_and_rotate(x_THK, scale_2K, cos_TK, sin_TK, heads, epsilon, interpret):
+    """Queries and keys, so many ``heads`` of x each."""
+    tokens, _, dim = x_THK.shape
+    outs = [jax.ShapeDtypeStruct((tokens, count, dim), x_THK.dtype) for count in heads]
+    operands = (x_THK, scale_2K, cos_TK, sin_TK)
+    return _call(_forward_kernel, outs, outs, *operands, epsilon=epsilon, interpret=interpret)
 
 
 def _forward(*arguments):
-    return keep(_norm_and_rotate(*arguments)), arguments[:4]
+    return jax.tree.map(keep, _norm_and_rotate(*arguments)), arguments[:4]
 
 
-def _backward(epsilon, interpret, operands, dout_THK):
-    tokens, heads, dim = dout_THK.shape
-    parts = jax.ShapeDtypeStruct((tokens // _TOKENS, heads, dim), jnp.float32)
-    outputs = (jax.ShapeDtypeStruct(dout_THK.shape, dout_THK.dtype), parts)
-    dx_THK, dscale_PHK = _call(
-        _backward_kernel, outputs, *operands, dout_THK, epsilon=epsilon, interpret=interpret
-    )
-    return dx_THK, dscale_PHK.sum((0, 1)), None, None
+def _backward(heads, epsilon, interpret, operands, douts):
+    del heads
+    x_THK = operands[0]
+    sums = jax.ShapeDtypeStruct((x_THK.shape[0] // _TOKENS, 2, x_THK.shape[2]), jnp.float32)
+    outputs = (jax.ShapeDtypeStruct(x_THK.shape, x_THK.dtype), sums)
+    options = {"epsilon": epsilon, "interpret": interpret}
+    dx_THK, dscale_P2K = _call(_backward_kernel, douts, outputs, *operands, *douts, **options)
+    return dx_THK, dscale_P2K.sum(0), None, None
 
 
 _norm_and_rotate.defvjp(_forward, _backward)
 
 
-def obstacle(x_BLHK: jax.Array) -> str | None:
+def obstacle(x_BLD: jax.Array, weight_DHK: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
-    if x_BLHK.shape[-1] not in _DIMS:
-        return f"heads of {x_BLHK.shape[-1]} channels"
-    if x_BLHK.shape[0] * x_BLHK.shape[1] % _TOKENS:
+    if weight_DHK.shape[-1] not in _DIMS:
+        return f"heads of {weight_DHK.shape[-1]} channels"
+    if x_BLD.shape[0] * x_BLD.shape[1] % _TOKENS:
         return f"tokens must be a multiple of {_TOKENS}"
-    return pallas_triton.obstacle(x_BLHK)
+    return pallas_triton.obstacle(x_BLD)
 
 
-def norm_and_rotate(
-    x_BLHK, scale_K, positions_BL, theta: float, epsilon: float, *, interpret: bool = False
-) -> jax.Array:
-    """See `hybrid_lm.kernels.rotary.norm_and_rotate`."""
-    half = x_BLHK.shape[-1] // 2
+def queries_and_keys(
+    x_BLD, weights, scales, positions_BL, theta: float, epsilon: float, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """See `hybrid_lm.kernels.rotary.queries_and_keys`."""
+    batch, length, _ = x_BLD.shape
+    both_BLHK = project("bld,dhk->blhk", x_BLD, jnp.concatenate(weights, axis=1))
+    half = both_BLHK.shape[-1] // 2
     turns = xla.turns(positions_BL, half, theta, jnp.float32)
-    x_THK = x_BLHK.reshape(-1, *x_BLHK.shape[2:])
     cos_TK, sin_TK = (t.reshape(-1, half) for t in turns)
-    out_THK: Any = _norm_and_rotate(x_THK, scale_K, cos_TK, sin_TK, epsilon, interpret)
-    return out_THK.reshape(x_BLHK.shape)
+    both_THK = both_BLHK.reshape(-1, *both_BLHK.shape[2:])
+    heads = tuple(weight_DHK.shape[1] for weight_DHK in weights)
+    parts: Any = _norm_and_rotate(
+        both_THK, jnp.stack(scales), cos_TK, sin_TK, heads, epsilon, interpret
+    )
+    q_BLHK, k_BLGK = (part.reshape(batch, length, *part.shape[1:]) for part in parts)
+    return q_BLHK, k_BLGK

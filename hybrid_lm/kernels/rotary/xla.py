@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hybrid_lm.kernels.precision import project
 from hybrid_lm.kernels.residual_norm.xla import rms_norm
 
 
@@ -29,6 +30,13 @@ def rotate(x_BLHK: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Arra
     return jnp.concatenate(turned, axis=-1).astype(x_BLHK.dtype)
 
 
-def norm_and_rotate(x_BLHK, scale_K, positions_BL, theta: float, epsilon: float) -> jax.Array:
-    """See `hybrid_lm.kernels.rotary.norm_and_rotate`."""
-    return rotate(rms_norm(x_BLHK, scale_K, epsilon), positions_BL, theta)
+def queries_and_keys(
+    x_BLD, weights, scales, positions_BL, theta: float, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """See `hybrid_lm.kernels.rotary.queries_and_keys`."""
+    both = [project("bld,dhk->blhk", x_BLD, weight_DHK) for weight_DHK in weights]
+    q_BLHK, k_BLGK = (
+        rotate(rms_norm(a_BLHK, scale_K, epsilon), positions_BL, theta)
+        for a_BLHK, scale_K in zip(both, scales, strict=True)
+    )
+    return q_BLHK, k_BLGK
