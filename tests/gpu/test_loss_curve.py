@@ -19,7 +19,7 @@ from hybrid_lm.data.prepare import prepare
 from hybrid_lm.kernels.dispatch import Implementation
 from hybrid_lm.model import Model
 from hybrid_lm.optimizer import make_optimizer
-from hybrid_lm.step import abstract_batch, abstract_state, init_state, make_step
+from hybrid_lm.step import abstract_batch, abstract_state, init_state, jitted_step
 
 STEPS, ROWS, LENGTH = 200, 4, 2048
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
@@ -37,7 +37,7 @@ class Run:
         self.mesh = config.mesh.build()
         with jax.set_mesh(self.mesh):
             state_like = abstract_state(model, optimizer, self.mesh)
-            step = jax.jit(make_step(model, optimizer, config), donate_argnums=0)
+            step = jitted_step(model, optimizer, config, state_like)
             self.step = step.lower(state_like, abstract_batch(config, self.mesh)).compile()
             init = jax.jit(lambda: init_state(model, optimizer, jax.random.key(0)))
             self.init = init.lower().compile()
