@@ -51,6 +51,19 @@ def project(spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
     return precision.project(spec, x, weight[...])
 
 
+def gated_linear_unit(x_BLE: jax.Array, out: nnx.Param, gate: nnx.Param) -> jax.Array:
+    """``(x out) sigmoid(x gate)``: [B, L, D]. Dauphin et al. 2017 (arXiv 1612.08083), section 2."""
+    # The kernels of state spaces have channels first. Products take either order, and this way the
+    # gradient has it too. As one product: XLA would merge two, and copy their cotangents for it.
+    both_E2D = jnp.stack([out[...], gate[...]], axis=1)
+    return _gated(precision.project("ebl,efd->blfd", x_BLE.transpose(2, 0, 1), both_E2D))
+
+
+@jax.checkpoint  # neither the sigmoid nor what its gradient is of is worth a pass over memory
+def _gated(both_BL2D: jax.Array) -> jax.Array:
+    return both_BL2D[:, :, 0] * jax.nn.sigmoid(both_BL2D[:, :, 1])
+
+
 def unit(x: jax.Array, *, length: float = 1.0, epsilon: float = 1e-6) -> jax.Array:
     """``length x / sqrt(|x|^2 + epsilon)`` over the last dimension, computed in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

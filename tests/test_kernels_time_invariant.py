@@ -39,15 +39,15 @@ def operands(name: str, length: int, dtype=jnp.float32):
     return (u_BLD, system, state_BDN, skip_D), (normal(BATCH, length, D), pairs(BATCH, D, N))
 
 
-def forms(name: str):
+def forms(name: str, *, gelu: bool):
     """The kernels and the definition, as ``run(u_BLD, system, resets_BL, state_BDN, skip_D)``."""
 
     def definition(u, system, *rest):
         *rest, skip_D = rest
-        how = {"skip_D": skip_D, "implementation": "reference"}
+        how = {"skip_D": skip_D, "gelu": gelu, "implementation": "reference"}
         return s4(u, system, *rest, **how) if name == "s4" else s4d_scan(u, *system, *rest, **how)
 
-    return partial(kernels(name), interpret=True), definition
+    return partial(kernels(name), gelu=gelu, interpret=True), definition
 
 
 def kernels(name: str):
@@ -69,17 +69,18 @@ def values_and_gradients(run, resets_BL, from_zero, inputs, cotangents):
 
 # From a state: what is left after whole spans. From zero: rows filled up in front.
 @pytest.mark.parametrize(
-    ("name", "length", "packed", "from_zero"),
+    ("name", "length", "packed", "from_zero", "gelu"),
     [
-        ("s4d", 100, True, True),
-        ("s4", 100, True, True),
-        pytest.param("s4d", 335, True, False, marks=pytest.mark.thorough),
-        pytest.param("s4d", 7, True, True, marks=pytest.mark.thorough),
-        pytest.param("s4", 335, True, False, marks=pytest.mark.thorough),
-        pytest.param("s4", 7, False, False, marks=pytest.mark.thorough),
+        ("s4d", 100, True, True, True),
+        ("s4", 100, True, True, False),
+        pytest.param("s4d", 335, True, False, False, marks=pytest.mark.thorough),
+        pytest.param("s4d", 335, True, False, True, marks=pytest.mark.thorough),
+        pytest.param("s4d", 7, True, True, False, marks=pytest.mark.thorough),
+        pytest.param("s4", 335, True, False, True, marks=pytest.mark.thorough),
+        pytest.param("s4", 7, False, False, False, marks=pytest.mark.thorough),
     ],
 )
-def test_they_equal_the_definition(monkeypatch, name, length, packed, from_zero):
+def test_they_equal_the_definition(monkeypatch, name, length, packed, from_zero, gelu):
     monkeypatch.setattr(sizes, "_TILES", (16,))
     monkeypatch.setattr(s4d_gpu, "_CHUNK", 16)
     monkeypatch.setattr(s4_gpu, "_CHUNK", 16)
@@ -87,7 +88,7 @@ def test_they_equal_the_definition(monkeypatch, name, length, packed, from_zero)
     resets_BL = np.random.default_rng(1).random((BATCH, length)) < 0.1 if packed else None
     got, want = (
         jit(partial(values_and_gradients, form, resets_BL, from_zero))(inputs, cotangents)
-        for form in forms(name)
+        for form in forms(name, gelu=gelu)
     )
     assert_close(got, want)
 
@@ -96,7 +97,7 @@ def test_they_equal_the_definition(monkeypatch, name, length, packed, from_zero)
 def test_a_broken_row_breaks_no_other(monkeypatch, name):
     monkeypatch.setattr(sizes, "_TILES", (16,))
     (u_BLD, system, _, _), _ = operands(name, 330)
-    run = jit(partial(kernels(name), interpret=True))
+    run = jit(partial(kernels(name), gelu=False, interpret=True))
 
     def outputs(value):
         y_BLD, last_BDN = run(u_BLD.at[1, 70].set(value), system, None, None, None)
@@ -111,7 +112,10 @@ def test_a_broken_row_breaks_no_other(monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["s4d", "s4"])
 def test_they_lower_for_cuda(name):
-    inputs, cotangents = operands(name, 1000, jnp.bfloat16)
+    (u, *inputs), cotangents = operands(name, 1000, jnp.bfloat16)
+    y, last = cotangents
     resets_BL = np.zeros((BATCH, 1000), bool)
-    gradients = partial(values_and_gradients, kernels(name), resets_BL, True)
-    assert count_triton_kernels(gradients, inputs, cotangents) == 3
+    run = partial(kernels(name), gelu=True)
+    gradients = partial(values_and_gradients, run, resets_BL, True)
+    operands_ = (u, *inputs), (y.astype(u.dtype), last)
+    assert count_triton_kernels(gradients, *operands_) == 3

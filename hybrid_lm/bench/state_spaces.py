@@ -6,12 +6,14 @@ implementation of the operations: the rounding of later tokens reaches earlier o
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from hybrid_lm.bench.case import Case, normal
 from hybrid_lm.kernels.diagonal_scan import s4d_scan
 from hybrid_lm.kernels.long_conv.circular import circular
 from hybrid_lm.kernels.s4 import discretise, kernel, s4
-from hybrid_lm.kernels.time_invariant import add_skip
+from hybrid_lm.kernels.time_invariant import finish
+from hybrid_lm.layers import gated_linear_unit
 from hybrid_lm.mixers.s4 import hippo_legs
 
 _FINE = 128  # tokens of the fine powers of a row's taps
@@ -79,10 +81,9 @@ def _after(layer, width):
 
 def _layer(scan, skip_D, out_ED, gate_ED):
     # In bf16 for the reference too, so that what is compared are the forms of the recurrence.
-    y_BLD = jax.nn.gelu(scan(skip_D=skip_D).astype(jnp.bfloat16))
-    out_ED, gate_ED = ((w / len(w) ** 0.5).astype(y_BLD.dtype) for w in (out_ED, gate_ED))
-    gate_BLD = jax.nn.sigmoid(jnp.einsum("ble,ed->bld", y_BLD, gate_ED))
-    return jnp.einsum("ble,ed->bld", y_BLD, out_ED) * gate_BLD
+    y_BLD = scan(skip_D=skip_D, gelu=True).astype(jnp.bfloat16)
+    out, gate = (nnx.Param(weight_ED / len(weight_ED) ** 0.5) for weight_ED in (out_ED, gate_ED))
+    return gated_linear_unit(y_BLD, out, gate)
 
 
 def _taps(log_decay_DN, c_DN, length):
@@ -100,8 +101,8 @@ def _taps(log_decay_DN, c_DN, length):
     return 2 * (real - imag).reshape(length, -1)
 
 
-def _by_fft(u_BLD, taps_LD, skip_D):
+def _by_fft(u_BLD, taps_LD, skip_D, gelu):
     length = u_BLD.shape[1]
     u_BDL = u_BLD.astype(jnp.float32).swapaxes(1, 2)
     y_BDL: jax.Array = circular(u_BDL, taps_LD.T[None], 2 * length)
-    return add_skip(y_BDL[..., :length].swapaxes(1, 2), u_BLD, skip_D)
+    return finish(y_BDL[..., :length].swapaxes(1, 2), u_BLD, skip_D, gelu=gelu)

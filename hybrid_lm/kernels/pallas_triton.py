@@ -68,15 +68,12 @@ def dot(
     trans_a: bool = False,
     trans_b: bool = False,
     tf32: bool = False,
-    split: bool = False,
 ) -> jax.Array:
     """Product of two matrices, summed in float32.
 
-    float32 operands take full float32 products, or those of TF32 (11 bits) on the matrix units, or
-    (``split``, not on a CPU) three of TF32, of numbers split in two parts (some 22 bits).
+    float32 operands take full float32 products, or those of TF32 (11 bits) on the matrix units.
     """
     exact = jax.lax.Precision.HIGH if tf32 else jax.lax.Precision.HIGHEST
-    exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if split else exact
     return jax.lax.dot_general(
         a,
         b,
@@ -84,6 +81,13 @@ def dot(
         precision=exact if a.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
+
+
+def round_to_tf32(x: jax.Array) -> jax.Array:
+    """Float32 ``x`` to the 11 bits that a product of TF32 reads: it cuts off what is after them."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    rounded = jax.lax.bitcast_convert_type((bits + 0x1000) & -0x2000, jnp.float32)
+    return jnp.where(jnp.isnan(x), x, rounded)  # its last bits would carry into the sign
 
 
 def join(values: list[jax.Array]) -> jax.Array:

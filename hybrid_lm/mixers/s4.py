@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.s4 import discretise, kernel, s4, two_sided
-from hybrid_lm.layers import fan_in, param, project
+from hybrid_lm.kernels.time_invariant import finish
+from hybrid_lm.layers import fan_in, gated_linear_unit, param
 from hybrid_lm.mixers.base import CONTINUES, NO_STATE, Context, MixerConfig, State, register
 from hybrid_lm.mixers.steps import log_uniform_steps
 
@@ -96,21 +97,21 @@ class S4Mixer(nnx.Module):
         step_D = jnp.exp(self.log_step[...])
         system = a_DN, vector("p"), vector("b")
 
-        def scan(c, x_BLD, resets_BL, h_BDN=None, skip_D=None):
+        def scan(c, x_BLD, resets_BL, h_BDN=None, **finish):
             return s4(
                 x_BLD,
                 discretise(*system, vector(c), step_D),
                 resets_BL,
                 h_BDN,
-                skip_D=skip_D,
                 chunk_size=self.config.chunk_size,
                 implementation=ctx.implementation.s4,
+                **finish,
             )
 
         if self.config.causal:
             resets_BL = ctx.resets_BL(None if state is None else state["segment"])
             h_BDN = None if state is None else state["ssm"]
-            y_BLD, ssm = scan("c", x_BLD, resets_BL, h_BDN, self.skip[...])
+            y_BLD, ssm = scan("c", x_BLD, resets_BL, h_BDN, skip_D=self.skip[...], gelu=True)
             next_state = {"ssm": ssm, "segment": ctx.last_segment_B()}
         elif state is None:
             starts_BL, next_state = ctx.resets_BL(None), ()
@@ -128,10 +129,8 @@ class S4Mixer(nnx.Module):
         else:
             raise UserError(NO_STATE)
         if not self.config.causal:
-            y_BLD = y_BLD + self.skip[...] * x_BLD
-        y_BLD = jax.nn.gelu(y_BLD.astype(x_BLD.dtype))
-        gate_BLD = jax.nn.sigmoid(project("ble,ed->bld", y_BLD, self.gate))
-        return project("ble,ed->bld", y_BLD, self.out) * gate_BLD, next_state
+            y_BLD = finish(y_BLD, x_BLD, self.skip[...], gelu=True)
+        return gated_linear_unit(y_BLD, self.out, self.gate), next_state
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:
         del capacity

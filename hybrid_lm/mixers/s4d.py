@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from hybrid_lm.errors import UserError
 from hybrid_lm.kernels.diagonal_scan import s4d_scan
-from hybrid_lm.layers import fan_in, param, project
+from hybrid_lm.layers import fan_in, gated_linear_unit, param
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
 from hybrid_lm.mixers.steps import log_uniform_steps
 
@@ -85,12 +85,11 @@ class S4DMixer(nnx.Module):
             ctx.resets_BL(None if state is None else state["segment"]),
             None if state is None else state["ssm"],
             skip_D=self.skip[...],
+            gelu=True,
             chunk_size=self.config.chunk_size,
             implementation=ctx.implementation.s4d_scan,
         )
-        y_BLD = jax.nn.gelu(y_BLD.astype(x_BLD.dtype))
-        gate_BLD = jax.nn.sigmoid(project("ble,ed->bld", y_BLD, self.gate))
-        y_BLD = project("ble,ed->bld", y_BLD, self.out) * gate_BLD
+        y_BLD = gated_linear_unit(y_BLD, self.out, self.gate)
         return y_BLD, {"ssm": ssm, "segment": ctx.last_segment_B()}
 
     def initial_state(self, batch: int, dtype: DTypeLike, capacity: int = 0) -> State:

@@ -27,8 +27,11 @@ SHAPES = {  # B, L, D, pairs of states, mean of the log of the step
 }
 
 
-def operands(shape, dtype: str, name: str):
-    """u (as ``dtype`` can hold it), parameters, skip, initial state; cotangents. As in float32."""
+def operands(shape, dtype: str, name: str, size: float = 1.0):
+    """u, parameters, skip, initial state; cotangents. As in float32; what is of tokens, rounded.
+
+    ``size``: of c.
+    """
     batch, length, width, pairs, mean = shape
     rng = np.random.default_rng(0)
 
@@ -38,23 +41,27 @@ def operands(shape, dtype: str, name: str):
     def paired(*shape):
         return normal(*shape) + 1j * normal(*shape)
 
-    u_BLD = np.asarray(jnp.asarray(normal(batch, length, width), dtype).astype(jnp.float32))
+    def tokens():
+        return np.asarray(jnp.asarray(normal(batch, length, width), dtype).astype(jnp.float32))
+
+    u_BLD = tokens()
     step_D = np.asarray(np.exp(normal(width) + mean), np.float32)
     a_N, p_N, b_N = (np.complex64(v_N) for v_N in hippo_legs(2 * pairs))
-    c_DN, state_BDN = paired(width, pairs), paired(batch, width, pairs)
+    c_DN, state_BDN = np.complex64(size) * paired(width, pairs), paired(batch, width, pairs)
     if name == "s4":
         vectors = (np.broadcast_to(v_N, (width, pairs)) for v_N in (a_N, p_N, b_N))
         parameters = (*vectors, c_DN, step_D)
     else:  # frequencies of a token that float32 can tell apart
         log_decay_DN = step_D[:, None] * (-1 + 1j * np.linspace(0, 10, pairs, dtype=np.float32))
         parameters = np.complex64(log_decay_DN), c_DN
-    cotangents = normal(batch, length, width), paired(batch, width, pairs)
+    cotangents = tokens(), paired(batch, width, pairs)
     return (u_BLD, *parameters, normal(width), state_BDN), cotangents
 
 
-def run(name, implementation, resets_BL, u_BLD, *rest):
+def run(name, implementation, resets_BL, finished, u_BLD, *rest):
     *parameters, skip_D, state_BDN = rest
-    how: Any = {"skip_D": skip_D, "implementation": implementation}
+    how: Any = {"skip_D": skip_D, "gelu": True} if finished else {}
+    how["implementation"] = implementation
     if name == "s4":
         a_DN, p_DN, b_DN, c_DN, step_D = parameters
         system = discretise(a_DN, p_DN, b_DN, c_DN, step_D)
@@ -63,8 +70,11 @@ def run(name, implementation, resets_BL, u_BLD, *rest):
     return s4d_scan(u_BLD, log_decay_DN, c_DN, resets_BL, state_BDN, **how)
 
 
-def check(name, shape, dtype, packed, from_state):
-    inputs, cotangents = operands(SHAPES[shape], dtype, name)
+def check(name, shape, dtype, packed, from_state, finished=False):
+    """``finished``: with a skip and GELU."""
+    # Outputs of the size of 1: the slope of GELU at large ones is 0, 1 or an error of the sum.
+    size = {"s4d": 1 / 64, "s4": 1 / 4}[name] if finished else 1.0
+    inputs, cotangents = operands(SHAPES[shape], dtype, name, size)
     resets_BL = np.random.default_rng(1).random(inputs[0].shape[:2]) < 0.01 if packed else None
 
     def gradients(implementation, inputs, cotangents):
@@ -73,10 +83,11 @@ def check(name, shape, dtype, packed, from_state):
         def values(*inputs):
             if not from_state:
                 inputs = *inputs[:-1], None
-            return run(name, implementation, resets_BL, *inputs)
+            return run(name, implementation, resets_BL, finished, *inputs)
 
         found, pull = jax.vjp(values, *inputs, state)
-        return *found, *pull(cotangents)
+        dy_BLD, dlast_BDN = cotangents
+        return *found, *pull((dy_BLD.astype(found[0].dtype), dlast_BDN))
 
     def wide(x):
         return jnp.asarray(x, jnp.complex128 if np.iscomplexobj(x) else jnp.float64)
@@ -109,3 +120,9 @@ def test_packed_rows_from_a_state_match_float64(name, dtype, shape):
 @pytest.mark.parametrize(("name", "dtype"), FORMS)
 def test_single_documents_from_zero_match_float64(name, dtype, shape):
     check(name, shape, dtype, packed=False, from_state=False)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("name", "dtype"), FORMS)
+def test_with_skip_and_gelu_they_match_float64(name, dtype, packed):
+    check(name, "odd", dtype, packed=packed, from_state=packed, finished=True)

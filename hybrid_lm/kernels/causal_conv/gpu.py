@@ -7,7 +7,6 @@ of them under way; forward, those of the next group while one is computed. Gradi
 bias are summed per program, then over programs, in a fixed order: repeats are bit-identical.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from hybrid_lm.kernels.pallas_triton import load, store
 _LOG2_E = 1.4426950408889634
 _CHANNELS = 128  # of a program: four a lane
 _ROWS = 8  # tokens whose loads are under way together
-_TOKENS = (64, 128, 256)  # of a program
+_TOKENS = tuple(range(64, 321, _ROWS))  # of a program
 _PROGRAMS = 132 * 16  # that run side by side backwards, on an H100
 _MIN_CHANNELS = 16
 _WIDTHS = (2, 3, 4)
@@ -235,9 +234,9 @@ def _tokens_backward(batch: int, length: int, inner: int) -> int:
     """Tokens of a program: many for few partial sums, but so that the last round is full."""
 
     def cost(tokens):
-        rounds = batch * pl.cdiv(length, tokens) * pl.cdiv(inner, _CHANNELS) / _PROGRAMS
-        # Beside 6 bytes an input: partial sums, and what is read again at the edges.
-        return math.ceil(rounds) / rounds * (1 + 10 / tokens)
+        programs = batch * pl.cdiv(length, tokens) * pl.cdiv(inner, _CHANNELS)
+        # As many as 10 tokens more: partial sums, and what is read again at the edges.
+        return pl.cdiv(programs, _PROGRAMS) * (tokens + 10)
 
     return min(_TOKENS, key=cost)
 

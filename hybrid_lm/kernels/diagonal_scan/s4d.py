@@ -41,6 +41,7 @@ def s4d_scan(
     initial_state_BDN: jax.Array | None = None,
     *,
     skip_D: jax.Array | None = None,
+    gelu: bool = False,
     chunk_size: int = 32,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -56,16 +57,18 @@ def s4d_scan(
         resets_BL: True where the state is cleared before the token.
         initial_state_BDN: complex state before the first token; None is zero.
         skip_D: None is zero.
+        gelu: give the GELU of y, in the dtype of u.
         chunk_size: tokens of a chunk in the XLA form.
 
     Returns:
-        y_BLD (real) and the complex state after the last token.
+        y_BLD (real, in at least float32 without GELU) and the complex state after the last token.
     """
     obstacle = time_invariant.obstacle(u_BLD, 2 * c_DN.shape[1])
     obstacles = {"pallas": obstacle, "xla": None, "reference": None}
     chosen = choose("s4d_scan", implementation, obstacles)
     if chosen == "pallas":
-        return s4d_gpu.scan(u_BLD, log_decay_DN, c_DN, resets_BL, initial_state_BDN, skip_D)
+        operands = (u_BLD, log_decay_DN, c_DN, resets_BL, initial_state_BDN, skip_D)
+        return s4d_gpu.scan(*operands, gelu=gelu)
     wide = jnp.promote_types(u_BLD.dtype, jnp.float32)
     if initial_state_BDN is None:
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *c_DN.shape), c_DN.dtype)
@@ -77,4 +80,4 @@ def s4d_scan(
     else:
         operands = (log_decay_DN, c_DN, *operands)
         y_BLD, last_BDN = s4d_xla.scan(wide_BLD, *operands, chunk_size=chunk_size)
-    return time_invariant.add_skip(y_BLD, u_BLD, skip_D), last_BDN
+    return time_invariant.finish(y_BLD, u_BLD, skip_D, gelu=gelu), last_BDN

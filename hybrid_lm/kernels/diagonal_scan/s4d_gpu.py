@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from hybrid_lm.kernels import time_invariant
 from hybrid_lm.kernels.diagonal_scan import s4d_xla
-from hybrid_lm.kernels.time_invariant import Maps, add_skip
+from hybrid_lm.kernels.time_invariant import Maps, finish
 
 _CHUNK = 64
 _REMAINDER_CHUNK = 32
@@ -35,6 +35,7 @@ def scan(
     initial_state_BDN: jax.Array | None,
     skip_D: jax.Array | None,
     *,
+    gelu: bool,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.diagonal_scan.s4d.s4d_scan`; u in its own dtype."""
@@ -54,9 +55,9 @@ def scan(
         operands = (log_decay_DN, c_DN, resets_BL, from_parts(h_BDQP))
         wide_BLD = u_BLD.astype(jnp.float32)
         y_BLD, h_BDN = s4d_xla.scan(wide_BLD, *operands, chunk_size=_REMAINDER_CHUNK)
-        return add_skip(y_BLD, u_BLD, skip_D), to_parts(h_BDN)
+        return finish(y_BLD, u_BLD, skip_D, gelu=gelu), to_parts(h_BDN)
 
     state = None if initial_state_BDN is None else to_parts(initial_state_BDN)
     operands = (u_BLD, maps, resets_BL, state, remainder)
-    y_BLD, last_BDQP = time_invariant.scan(*operands, interpret=interpret)
+    y_BLD, last_BDQP = time_invariant.scan(*operands, gelu=gelu, interpret=interpret)
     return y_BLD, from_parts(last_BDQP)

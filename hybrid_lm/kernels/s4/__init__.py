@@ -11,7 +11,7 @@ from hybrid_lm.kernels.dispatch import choose
 from hybrid_lm.kernels.s4 import gpu, reference, xla
 from hybrid_lm.kernels.s4.convolution import kernel, two_sided
 from hybrid_lm.kernels.s4.system import System, discretise
-from hybrid_lm.kernels.time_invariant import add_skip
+from hybrid_lm.kernels.time_invariant import finish
 
 __all__ = ["System", "discretise", "kernel", "s4", "two_sided"]
 
@@ -23,6 +23,7 @@ def s4(
     initial_state_BDN: jax.Array | None = None,
     *,
     skip_D: jax.Array | None = None,
+    gelu: bool = False,
     chunk_size: int = 128,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -34,16 +35,17 @@ def s4(
         resets_BL: True where the state is cleared before the token.
         initial_state_BDN: complex state before the first token; None is zero.
         skip_D: None is zero.
+        gelu: give the GELU of y, in the dtype of u.
         chunk_size: tokens that one convolution handles in the XLA form.
         implementation: see `Implementation`.
 
     Returns:
-        y_BLD (real) and the complex state after the last token.
+        y_BLD (real, in at least float32 without GELU) and the complex state after the last token.
     """
     obstacles = {"pallas": gpu.obstacle(u_BLD, system), "xla": None, "reference": None}
     chosen = choose("s4", implementation, obstacles)
     if chosen == "pallas":
-        return gpu.s4(u_BLD, system, resets_BL, initial_state_BDN, skip_D)
+        return gpu.s4(u_BLD, system, resets_BL, initial_state_BDN, skip_D, gelu=gelu)
     if initial_state_BDN is None:
         initial_state_BDN = jnp.zeros((u_BLD.shape[0], *system.b_DN.shape), system.b_DN.dtype)
     wide_BLD = u_BLD.astype(initial_state_BDN.real.dtype)
@@ -52,4 +54,4 @@ def s4(
         y_BLD, last_BDN = reference.s4(*operands)
     else:
         y_BLD, last_BDN = xla.s4(*operands, chunk_size=chunk_size)
-    return add_skip(y_BLD, u_BLD, skip_D), last_BDN
+    return finish(y_BLD, u_BLD, skip_D, gelu=gelu), last_BDN

@@ -34,8 +34,8 @@ class Chunk(NamedTuple):
     across_DMM: jax.Array
 
 
-def chunk(system: System, size: int) -> Chunk:
-    """Of ``size`` tokens."""
+def chunk(system: System, size: int, *, exact: bool = True) -> Chunk:
+    """Of ``size`` tokens; products of matrices not ``exact``: see `einsum_f32`."""
     l_DN, d_DN, w_DN, b_DN, c_DN = system
     powers_DCN = powers(l_DN, size)
     pairs = jnp.stack([_row(x * y) for x in (w_DN, c_DN) for y in (d_DN, b_DN)], axis=1)
@@ -45,7 +45,7 @@ def chunk(system: System, size: int) -> Chunk:
     t_DCC = toeplitz(reciprocal(_later(m_DC).at[:, 0].add(1.0)))
 
     def combine(toeplitz_DCi, x_DCM):
-        return einsum_f32("dji,djm->dim", toeplitz_DCi, x_DCM)
+        return einsum_f32("dji,djm->dim", toeplitz_DCi, x_DCM, exact=exact)
 
     w_a_b_DC, c_a_d_DC = multiply(t_DCC, w_b_DC), multiply(t_DCC, c_d_DC)  # w A^i b, c A^i d
     by_c_a_d_DCC = toeplitz(c_a_d_DC)
@@ -57,7 +57,7 @@ def chunk(system: System, size: int) -> Chunk:
     of_b_DCM, a_d_DCM = jnp.split(combine(both_DCi, d_DCM), 2, axis=1)
     reach_DCM = _column(powers_DCN * b_DN[:, None]) - of_b_DCM
     read_DCM = _row(powers_DCN * (c_DN * l_DN)[:, None]) - combine(by_c_a_d_DCC, w_DCM)
-    low_rank_DMM = einsum_f32("dim,dil->dml", w_DCM[:, ::-1], a_d_DCM)
+    low_rank_DMM = einsum_f32("dim,dil->dml", w_DCM[:, ::-1], a_d_DCM, exact=exact)
     across_DMM = _diagonal(powers_DCN[:, -1] * l_DN) - low_rank_DMM
     return Chunk(taps_DC, reach_DCM, read_DCM, across_DMM)
 

@@ -7,13 +7,13 @@ from hybrid_lm.kernels import time_invariant
 from hybrid_lm.kernels.s4 import xla
 from hybrid_lm.kernels.s4.chunk import chunk
 from hybrid_lm.kernels.s4.system import System
-from hybrid_lm.kernels.time_invariant import Maps, add_skip
+from hybrid_lm.kernels.time_invariant import Maps, finish
 
 _CHUNK = 64
 
 
 def _maps(system: System, size: int) -> Maps:
-    taps_DC, reach_DCM, read_DCM, across_DMM = chunk(system, size)
+    taps_DC, reach_DCM, read_DCM, across_DMM = chunk(system, size, exact=False)
     states = reach_DCM.shape[-1]
     fill = max(16, 1 << (states - 1).bit_length()) - states
 
@@ -40,6 +40,7 @@ def s4(
     initial_state_BDN: jax.Array | None,
     skip_D: jax.Array | None,
     *,
+    gelu: bool,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.s4.s4`; u in its own dtype."""
@@ -58,9 +59,9 @@ def s4(
     def remainder(u_BLD, resets_BL, h_BDQP):
         operands = (system, resets_BL, from_parts(h_BDQP))
         y_BLD, h_BDN = xla.s4(u_BLD.astype(jnp.float32), *operands, chunk_size=_CHUNK)
-        return add_skip(y_BLD, u_BLD, skip_D), to_parts(h_BDN)
+        return finish(y_BLD, u_BLD, skip_D, gelu=gelu), to_parts(h_BDN)
 
     state = None if initial_state_BDN is None else to_parts(initial_state_BDN)
     operands = (u_BLD, maps, resets_BL, state, remainder)
-    y_BLD, last_BDQP = time_invariant.scan(*operands, interpret=interpret)
+    y_BLD, last_BDQP = time_invariant.scan(*operands, gelu=gelu, interpret=interpret)
     return y_BLD, from_parts(last_BDQP)

@@ -22,32 +22,37 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.time_invariant.finish import finish, gelu_slope
 from hybrid_lm.kernels.time_invariant.gradients import gradients
-from hybrid_lm.kernels.time_invariant.maps import Maps, add_skip
+from hybrid_lm.kernels.time_invariant.maps import Maps
 from hybrid_lm.kernels.time_invariant.outputs import outputs
 from hybrid_lm.kernels.time_invariant.sizes import Sizes, choose_sizes
 
-__all__ = ["Maps", "add_skip", "obstacle", "scan"]
+__all__ = ["Maps", "finish", "obstacle", "scan"]
 
 Remainder = Callable[[jax.Array, jax.Array | None, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _scan(u_DRT, run, maps: Maps, start_DBQP, sizes: Sizes):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _scan(u_DRT, run, maps: Maps, start_DBQP, gelu: bool, sizes: Sizes):
     """Outputs and last state; ``run``: none, or int8 [R, T] in a tuple."""
-    return _scan_forward(u_DRT, run, maps, start_DBQP, sizes)[0]
+    return _scan_forward(u_DRT, run, maps, start_DBQP, gelu, sizes)[0]
 
 
-def _scan_forward(u_DRT, run, maps: Maps, start_DBQP, sizes):
+def _scan_forward(u_DRT, run, maps: Maps, start_DBQP, gelu, sizes):
     taps_DC, write_DQCP, read_DQCP = (x.astype(u_DRT.dtype) for x in maps[:3])
     maps = Maps(taps_DC, write_DQCP, read_DQCP, maps.across)
-    y, before, last = outputs(u_DRT, run, maps, start_DBQP, sizes, reverse=False)
-    return (y, last), (u_DRT, run, maps, before)
+    y, before, last, *before_gelu = outputs(u_DRT, run, maps, start_DBQP, sizes, gelu=gelu)
+    return (y, last), (u_DRT, run, maps, before, before_gelu)
 
 
-def _scan_backward(sizes, residuals, cotangents):
-    u, run, maps, before = residuals
+def _scan_backward(gelu, sizes, residuals, cotangents):
+    del gelu
+    u, run, maps, before, before_gelu = residuals
     dy, dlast = cotangents
+    for x in before_gelu:
+        # In the kernel, whose loads then no longer run ahead, it costs several such passes.
+        dy = (dy * gelu_slope(x.astype(jnp.float32))).astype(dy.dtype)
     du, after, dstart = outputs(dy, run, maps.turned(), dlast, sizes, reverse=True)
     dmaps = gradients(u, dy, before, after, run, maps.across, sizes)
     return du, None, dmaps, dstart
@@ -70,9 +75,12 @@ def scan(
     initial_state_BDQP: jax.Array | None,
     remainder: Remainder,
     *,
+    gelu: bool,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Run the systems over L, from a state (None: zero) to the last one.
+    """Run the systems over L, from a state (None: zero) to the last one; outputs in float32.
+
+    With ``gelu``: the GELU of the outputs, in the dtype of u.
 
     From zero, rows are filled up in front. From a state, what is left after whole spans goes first:
     ``remainder(u_BLD, resets_BL, state_BDQP)`` is the same operation in another form.
@@ -82,7 +90,7 @@ def scan(
     chunks = -(-length // chunk) if state is None else length // chunk
     if state is not None and not chunks:
         return remainder(u_BLD, resets_BL, state)
-    sizes = choose_sizes(batch, chunks, chunk, state is None, interpret)
+    sizes = choose_sizes(batch, chunks, chunk, state is None, maps.dense, interpret)
 
     whole = sizes.spans * sizes.steps * chunk
     front, lead = max(0, length - whole), max(0, whole - length)
@@ -101,6 +109,9 @@ def scan(
         run = (sizes.by_tile(run_BnC.astype(jnp.int8).reshape(batch, -1)),)
     u_DBL = jnp.pad(u_BLD[:, front:], ((0, 0), (lead, 0), (0, 0))).transpose(2, 0, 1)
     u_DRT = sizes.by_tile(u_DBL, axis=1)
-    y_DRT, last_DBQP = _scan(u_DRT, run, maps, state.swapaxes(0, 1), sizes)  # pyright: ignore[reportGeneralTypeIssues]
-    y_BLD = sizes.by_row(y_DRT)[:, :, lead:].transpose(1, 2, 0).astype(jnp.float32)
+    operands = u_DRT, run, maps, state.swapaxes(0, 1), gelu, sizes
+    y_DRT, last_DBQP = _scan(*operands)  # pyright: ignore[reportGeneralTypeIssues]
+    y_BLD = sizes.by_row(y_DRT)[:, :, lead:].transpose(1, 2, 0)
+    if not gelu:
+        y_BLD = y_BLD.astype(jnp.float32)
     return jnp.concatenate([*y_front, y_BLD], axis=1), last_DBQP.swapaxes(0, 1)

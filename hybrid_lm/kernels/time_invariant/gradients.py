@@ -13,6 +13,7 @@ from hybrid_lm.kernels.time_invariant.sizes import Sizes
 from hybrid_lm.kernels.time_invariant.tiles import by_run, load_parts, load_runs, of_ends
 
 _WARPS = 4
+_WARPS_PLAIN = 2  # where states decay apart and rows are not packed
 
 
 def _gradients(u, dy, before, after, *refs, sizes: Sizes):
@@ -78,13 +79,14 @@ def gradients(u, dy, before, after, run, across, sizes: Sizes) -> Maps:
     shapes = ((width, tiles, chunk, chunk), by_token, by_token)
     shapes = *shapes, (width, tiles, *across.shape[1:])
     outputs = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    half = u.dtype == jnp.bfloat16
     sums = pallas_triton.call(
         partial(_gradients, sizes=sizes),
         (width, tiles),
         outputs,
         *(u, dy, before, after, *run),
-        warps=_WARPS,
-        stages=2 if u.dtype == jnp.bfloat16 else 1,
+        warps=_WARPS_PLAIN if half and before.shape[-2] == 2 and not run else _WARPS,
+        stages=2 if half else 1,
         interpret=sizes.interpret,
     )
     dtoeplitz_DCC, dwrite, dread, dacross = (sum_.sum(axis=1) for sum_ in sums)

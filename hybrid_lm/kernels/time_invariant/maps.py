@@ -25,6 +25,11 @@ class Maps(NamedTuple):
     read_DQCP: jax.Array
     across: jax.Array
 
+    @property
+    def dense(self) -> bool:
+        """Whether ``across`` is a whole matrix."""
+        return self.write_DQCP.shape[1] == 1
+
     def skipping(self, skip_D: jax.Array | None) -> "Maps":
         """Those that also add ``skip u`` to the outputs."""
         if skip_D is None:
@@ -33,13 +38,8 @@ class Maps(NamedTuple):
 
     def turned(self) -> "Maps":
         """Those of the transposed system, for rows in reverse."""
-        if self.write_DQCP.shape[1] == 2:
-            across = self.across * jnp.asarray([1.0, -1.0])[:, None]
-        else:
+        if self.dense:
             across = self.across.swapaxes(1, 2)
+        else:
+            across = self.across * jnp.asarray([1.0, -1.0])[:, None]
         return Maps(self.taps_DC, self.read_DQCP, self.write_DQCP, across)
-
-
-def add_skip(y_BLD: jax.Array, u_BLD: jax.Array, skip_D: jax.Array | None) -> jax.Array:
-    """``y + skip u``; no skip: y."""
-    return y_BLD if skip_D is None else y_BLD + skip_D * u_BLD

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_TILES = (64, 32, 16)  # spans that a program steps through side by side; the first is preferred
+_TILES = (16, 32, 64)  # spans that a program steps through side by side
 
 
 class Sizes(NamedTuple):
@@ -46,8 +46,14 @@ class Sizes(NamedTuple):
         return x.reshape(len(x), self.tiles * self.fit, -1)[:, : self.batch]
 
 
-def choose_sizes(batch: int, chunks: int, chunk: int, may_fill: bool, interpret: bool) -> Sizes:
-    """The tile that is filled best, or (unless ``may_fill``) leaves the fewest chunks over."""
+def choose_sizes(
+    batch: int, chunks: int, chunk: int, may_fill: bool, dense: bool, interpret: bool
+) -> Sizes:
+    """The tile that is filled best, or (unless ``may_fill``) leaves the fewest chunks over.
+
+    Of equals the smallest, whose programs fit more to a processor; with ``dense`` matrices to pass
+    on states the largest, which makes more of each of their products.
+    """
 
     def cut(tile):
         spans = min(chunks, tile // min(batch, tile))
@@ -59,4 +65,4 @@ def choose_sizes(batch: int, chunks: int, chunk: int, may_fill: bool, interpret:
         left = max(0, chunks - sizes.spans * sizes.steps)  # they go another, slower way
         return sizes.tiles * sizes.tile * sizes.steps + 8 * batch * left
 
-    return min(map(cut, _TILES), key=cost)
+    return min(map(cut, sorted(_TILES, reverse=dense)), key=cost)

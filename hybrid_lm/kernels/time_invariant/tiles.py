@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels.pallas_triton import dot
+from hybrid_lm.kernels.pallas_triton import dot, round_to_tf32
 
 
 def load_parts(ref, *at):
@@ -19,15 +19,20 @@ def load_across(ref, channel, diagonal):
     return (ref[channel],)
 
 
-def multiply(h, across, split):
+def product(a, b, tf32):
+    """Of float32 matrices; ``tf32``: of 11 bits of their entries."""
+    return dot(round_to_tf32(a), round_to_tf32(b), tf32=True) if tf32 else dot(a, b)
+
+
+def multiply(h, across, tf32):
     """``h across``, of states or of another ``across``."""
     if len(across) == 1:
-        return (dot(h[0], across[0], split=split),)
+        return (product(h[0], across[0], tf32),)
     real, imaginary = across
     return h[0] * real - h[1] * imaginary, h[0] * imaginary + h[1] * real
 
 
-def power(across, exponent, split):
+def power(across, exponent, tf32):
     """``across`` over several chunks."""
     if len(across) == 2:
         result = jnp.ones_like(across[0]), jnp.zeros_like(across[1])
@@ -38,9 +43,9 @@ def power(across, exponent, split):
     def digit(i, carry):
         result, across = carry
         is_one = (exponent & (1 << i)) != 0
-        product = multiply(result, across, split)
+        product = multiply(result, across, tf32)
         result = tuple(jnp.where(is_one, p, r) for p, r in zip(product, result, strict=True))
-        return result, multiply(across, across, split)
+        return result, multiply(across, across, tf32)
 
     return jax.lax.fori_loop(0, exponent.bit_length(), digit, (result, across))[0]
 
