@@ -165,9 +165,7 @@ def _read_gradients(k, q, v, total, run, from_start, before, after, dy, *rest, c
     dq[batch, tokens, part, :] = dq_CN.astype(dq.dtype)
 
 
-def _write_gradients(
-    q, k, v, total, run, to_end, after, dy, *rest, chunk, share, parts, scaled, exact
-):
+def _write_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share, parts, scaled):
     """Matrices [C, C] are of (key, query) here: no result of a product is transposed."""
     scales, rest = rest[: 2 * scaled], rest[2 * scaled :]
     dk, dv, dtotal, dto_end, *dscales = rest
@@ -198,10 +196,8 @@ def _write_gradients(
         dgap_CC = weights_CC * dscores_CC
         dtotal[batch, h, tokens] = jnp.sum(dgap_CC, axis=0) - jnp.sum(dgap_CC, axis=1)
         dscores_CC = (dscores_CC * decay_CC).astype(q_CN.dtype)
-        if exact:
-            dk_CN += to_end_C * dot(v_CP, after_NP, trans_b=True)
-        else:  # the product is summed where it is made: registers of its own would be too many
-            dk_CN += dot((to_end_C * v_CP).astype(v_CP.dtype), after_NP, trans_b=True)
+        # The product is summed where it is made: registers of its own would be too many.
+        dk_CN += dot((to_end_C * v_CP).astype(v_CP.dtype), after_NP, trans_b=True)
         return dk_CN + dot(dscores_CC, q_CN)
 
     dk_CN = jax.lax.fori_loop(0, heads, head, jnp.zeros(k_CN.shape, jnp.float32))
@@ -255,27 +251,15 @@ def outputs(
 
 
 def gradients(
-    q,
-    k,
-    v,
-    factors: Factors,
-    before,
-    after,
-    dy,
-    sizes: Sizes,
-    scales: Scales | None = None,
-    *,
-    dk_dtype: Any = None,
+    q, k, v, factors: Factors, before, after, dy, sizes: Sizes, scales: Scales | None = None
 ):
     """Cotangents (dq, dk, dv, of the factors, of the scales) from those of y and of the states
     after the chunks.
 
     They are those of `outputs` and of the writes ``to_end k v^T`` and decays ``stays`` together.
-    ``dk_dtype`` is given where dk is still to be added to: nothing of it is rounded before.
     """
     total, from_start, to_end, stays, run = factors
     batch, length, groups, n = q.shape
-    exact, dk_dtype = dk_dtype is not None, dk_dtype or k.dtype
 
     def of_parts(dtype):
         dtype = jnp.float32 if sizes.parts > 1 else dtype
@@ -290,13 +274,13 @@ def gradients(
     results = (of_parts(q.dtype), vector, per_chunk)
     dq, dfrom_start, dstays = _by_chunk(_read_gradients, results, operands, sizes)
     dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
-    results = (of_parts(dk_dtype), dv, vector, vector, *((vector, per_chunk) if scales else ()))
+    results = (of_parts(k.dtype), dv, vector, vector, *((vector, per_chunk) if scales else ()))
     operands = (q, k, v, total, run, to_end, after, dy, *(scales or ()))
-    kernel = partial(_write_gradients, scaled=scales is not None, exact=exact)
+    kernel = partial(_write_gradients, scaled=scales is not None)
     warps = 8 if n * v.shape[-1] > _WIDE else 4
     dk, dv, dtotal, dto_end, *dscales = _by_chunk(kernel, results, operands, sizes, warps=warps)
     if sizes.parts > 1:
-        dq, dk = summed(dq, q.dtype), summed(dk, dk_dtype)
+        dq, dk = summed(dq, q.dtype), summed(dk, k.dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
     if scales is not None:
         dscales = Scales(dscales[0], dscales[1].sum((0, 2)))

@@ -21,8 +21,9 @@ class Implementation:
 
     attention: Literal["cudnn", "xla", "reference"] | None = None
     """Softmax attention: cuDNN's fused kernel (GPU, bf16), blocks with online softmax, or naive."""
-    block_attention: Literal["xla", "reference"] | None = None
-    """Attention to chosen blocks: gathered matrix products, or the whole matrix masked."""
+    block_attention: Literal["pallas", "xla", "reference"] | None = None
+    """Attention to chosen blocks: GPU kernels (bf16, one document a row), gathered matrix products,
+    or the whole matrix masked."""
     bucket_attention: Literal["xla", "reference"] | None = None
     """Attention inside hash buckets: sorted windows, or step by step."""
     causal_conv: Literal["pallas", "xla", "reference"] | None = None

@@ -7,7 +7,7 @@ chosen for block j among ``0 .. j - W``, which are finished. What is not chosen 
 
 import jax
 
-from hybrid_lm.kernels.block_attention import reference, xla
+from hybrid_lm.kernels.block_attention import gpu, reference, xla
 from hybrid_lm.kernels.block_attention.tiles import Tiles
 from hybrid_lm.kernels.block_attention.xla import slices
 from hybrid_lm.kernels.dispatch import choose
@@ -37,11 +37,11 @@ def block_attention(
         local_blocks: W.
         implementation: see `Implementation`.
     """
-    chosen = choose("block_attention", implementation, {"xla": None, "reference": None})
-    form = reference if chosen == "reference" else xla
-    return form.block_attention(
-        q_BLHK, k_BSGK, v_BSGP, tiles, chosen_BTGM, log_gate_BTGM, local_blocks
-    )
+    obstacle = gpu.obstacle(q_BLHK, k_BSGK, v_BSGP, tiles)
+    obstacles = {"pallas": obstacle, "xla": None, "reference": None}
+    chosen = choose("block_attention", implementation, obstacles)
+    run = {"pallas": gpu, "xla": xla, "reference": reference}[chosen].block_attention
+    return run(q_BLHK, k_BSGK, v_BSGP, tiles, chosen_BTGM, log_gate_BTGM, local_blocks)
 
 
 __all__ = ["Tiles", "block_attention", "slices"]

@@ -17,6 +17,8 @@ from hybrid_lm.kernels.block_scan.xla import LOW
 
 _LANES = 256  # channels of a program
 _AHEAD = 4  # chunks that are loaded together
+_MERGED_LANES = 128  # the same in `merge`, for the one warp of a program
+_MERGED = 1024  # of each array, loaded together in `merge`
 
 
 def _carry(written, keeps, start, states, *, lanes, ahead):
@@ -66,7 +68,7 @@ def _shares(left_R, right_R, kept_R):
 
 
 def _merge(
-    log_mass, values, keeps, start_log_mass, start_values, all_log_mass, all_values, *, rows, ahead
+    values, log_mass, keeps, start_log_mass, start_values, all_log_mass, all_values, *, rows, ahead
 ):
     batch, block = pl.program_id(0), pl.ds(pl.program_id(1) * rows, rows)
     held_R, held_RP = start_log_mass[batch, block], start_values[batch, block, :]
@@ -90,8 +92,8 @@ def _merge(
 
 
 def _merge_gradients(
-    log_mass,
     values,
+    log_mass,
     keeps,
     all_log_mass,
     all_values,
@@ -103,26 +105,36 @@ def _merge_gradients(
     dstart_values,
     *,
     rows,
+    ahead,
 ):
     batch, block = pl.program_id(0), pl.ds(pl.program_id(1) * rows, rows)
     count = values.shape[1]
 
     def step(i, later):
-        c = count - 1 - i
-        log_mass_R, kept_R = log_mass[batch, c, block], keeps[batch, c, block]
-        _, left_R, right_R = _shares(all_log_mass[batch, c, block], log_mass_R, kept_R)
-        dheld_R = dall_log_mass[batch, c + 1, block] + later[0]
-        dheld_RP = dall_values[batch, c + 1, block, :] + later[1]
-        dleft_R = jnp.sum(dheld_RP * all_values[batch, c, block, :], axis=1)
-        dright_R = jnp.sum(dheld_RP * values[batch, c, block, :], axis=1)
-        # The shares add up to 1, and the log mass moves by a share of what either moves by.
-        dheld_R -= left_R * dleft_R + right_R * dright_R
-        dlog_mass[batch, c, block] = right_R * (dright_R + dheld_R)
-        dvalues[batch, c, block, :] = right_R[:, None] * dheld_RP
-        return left_R * (dleft_R + dheld_R), left_R[:, None] * dheld_RP
+        chunks = [count - 1 - (i * ahead + j) for j in range(ahead)]
+        came = [
+            (
+                (all_log_mass[batch, c, block], log_mass[batch, c, block], keeps[batch, c, block]),
+                (all_values[batch, c, block, :], values[batch, c, block, :]),
+                (dall_log_mass[batch, c + 1, block], dall_values[batch, c + 1, block, :]),
+            )
+            for c in chunks
+        ]
+        later_R, later_RP = later
+        for c, (masses, (left_RP, right_RP), (dheld_R, dheld_RP)) in zip(chunks, came, strict=True):
+            _, left_R, right_R = _shares(*masses)
+            dheld_R, dheld_RP = dheld_R + later_R, dheld_RP + later_RP
+            dleft_R = jnp.sum(dheld_RP * left_RP, axis=1)
+            dright_R = jnp.sum(dheld_RP * right_RP, axis=1)
+            # The shares add up to 1, and the log mass moves by a share of what either moves by.
+            dheld_R -= left_R * dleft_R + right_R * dright_R
+            dlog_mass[batch, c, block] = right_R * (dright_R + dheld_R)
+            dvalues[batch, c, block, :] = right_R[:, None] * dheld_RP
+            later_R, later_RP = left_R * (dleft_R + dheld_R), left_R[:, None] * dheld_RP
+        return later_R, later_RP
 
     nothing = jnp.zeros(rows, jnp.float32), jnp.zeros((rows, values.shape[3]), jnp.float32)
-    later_R, later_RP = jax.lax.fori_loop(0, count, step, nothing)
+    later_R, later_RP = jax.lax.fori_loop(0, count // ahead, step, nothing)
     dstart_log_mass[batch, block] = dall_log_mass[batch, 0, block] + later_R
     dstart_values[batch, block, :] = dall_values[batch, 0, block, :] + later_RP
 
@@ -137,9 +149,9 @@ def _power_of_2(size: int, most: int) -> int:
     return math.gcd(size, most)
 
 
-def _run(kernel, grid, outputs, *operands, interpret, **sizes):
+def _run(kernel, grid, outputs, *operands, interpret, warps=4, **sizes):
     kernel = partial(kernel, **sizes)
-    return pallas_triton.call(kernel, grid, outputs, *operands, warps=4, interpret=interpret)
+    return pallas_triton.call(kernel, grid, outputs, *operands, warps=warps, interpret=interpret)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -168,29 +180,33 @@ def _carried_backward(interpret, keeps_BnR, dstates_BnRF):
 _carried.defvjp(_carried_forward, _carried_backward)
 
 
+def _run_merged(kernel, outputs, values_BnRP, *operands, interpret):
+    batch, count, rows, width = values_BnRP.shape
+    block = _power_of_2(rows, max(1, _MERGED_LANES // width))
+    ahead = _power_of_2(count, max(1, _MERGED // (block * width)))
+    options = {"rows": block, "ahead": ahead, "warps": 1, "interpret": interpret}
+    grid = (batch, rows // block)
+    return tuple(_run(kernel, grid, outputs, values_BnRP, *operands, **options))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _merged(log_mass_BnR, values_BnRP, keeps_BnR, start_BR, start_BRP, interpret: bool):
-    batch, count, rows, width = values_BnRP.shape
-    sizes = {"rows": _power_of_2(rows, max(1, _LANES // width)), "interpret": interpret}
     outputs = _like(log_mass_BnR, 1), _like(values_BnRP, 1)
-    operands = (log_mass_BnR, values_BnRP, keeps_BnR, start_BR, start_BRP)
-    grid, ahead = (batch, rows // sizes["rows"]), _power_of_2(count, _AHEAD)
-    return tuple(_run(_merge, grid, outputs, *operands, ahead=ahead, **sizes))
+    operands = (values_BnRP, log_mass_BnR, keeps_BnR, start_BR, start_BRP)
+    return _run_merged(_merge, outputs, *operands, interpret=interpret)
 
 
 def _merged_forward(log_mass_BnR, values_BnRP, keeps_BnR, start_BR, start_BRP, interpret):
     merged: Any = _merged(log_mass_BnR, values_BnRP, keeps_BnR, start_BR, start_BRP, interpret)
-    return merged, (log_mass_BnR, values_BnRP, keeps_BnR, *merged)
+    return merged, (values_BnRP, log_mass_BnR, keeps_BnR, *merged)
 
 
 def _merged_backward(interpret, residuals, cotangents):
-    log_mass_BnR, values_BnRP, *_ = residuals
-    batch, _, rows, width = values_BnRP.shape
-    sizes = {"rows": _power_of_2(rows, max(1, _LANES // width)), "interpret": interpret}
+    values_BnRP, log_mass_BnR, *_ = residuals
     outputs = _like(log_mass_BnR), _like(values_BnRP)
     outputs = *outputs, _like(log_mass_BnR[:, 0]), _like(values_BnRP[:, 0])
-    grid = (batch, rows // sizes["rows"])
-    gradients = _run(_merge_gradients, grid, outputs, *residuals, *cotangents, **sizes)
+    operands = (*residuals, *cotangents)
+    gradients = _run_merged(_merge_gradients, outputs, *operands, interpret=interpret)
     dlog_mass, dvalues, dstart_log_mass, dstart_values = gradients
     return dlog_mass, dvalues, None, dstart_log_mass, dstart_values
 
