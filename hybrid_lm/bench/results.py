@@ -17,12 +17,12 @@ Row = dict[str, Any]
 
 
 def markdown(rows: list[Row]) -> list[str]:
-    """The lines of a table of rows (dicts with the same keys)."""
-    columns = list(rows[0])
+    """The lines of a table of rows; what a row does not have is a dash."""
+    columns = dict.fromkeys(column for row in rows for column in row)
     return [
         f"| {' | '.join(columns)} |",
         f"| {' | '.join('---' for _ in columns)} |",
-        *(f"| {' | '.join(show(row[column]) for column in columns)} |" for row in rows),
+        *(f"| {' | '.join(show(row.get(column, '–')) for column in columns)} |" for row in rows),
     ]
 
 
@@ -43,11 +43,12 @@ class Form:
 
 
 def publish(name: str, rows: list[Row], output: Path | None, form: Form) -> None:
-    """Print ``rows`` (dicts with the same keys); write NAME.json and NAME.md under ``output``."""
+    """Print ``rows``; write NAME.json and NAME.md under ``output``."""
     device = jax.devices()[0].device_kind
-    table = Table(*rows[0], title=f"{name} on {device}")
+    columns = dict.fromkeys(column for row in rows for column in row)
+    table = Table(*columns, title=f"{name} on {device}")
     for row in rows:
-        table.add_row(*map(show, row.values()))
+        table.add_row(*(show(row.get(column, "–")) for column in columns))
     Console().print(table)
     if output is None:
         return

@@ -13,7 +13,7 @@ import numpy as np
 
 from hybrid_lm import config as configs
 from hybrid_lm.bench.profile import device_ms
-from hybrid_lm.bench.results import Row
+from hybrid_lm.bench.results import Form, Row
 from hybrid_lm.config import Config
 from hybrid_lm.data.config import DataConfig
 from hybrid_lm.data.pipeline import train_batches
@@ -31,7 +31,10 @@ _INPUTS = 50
 
 @dataclass(frozen=True)
 class Step:
-    """Random tokens, through the step that training runs."""
+    """Random tokens, through the step that training runs.
+
+    With ``--output``, rows are added to those of the same device and versions that are there.
+    """
 
     config: tuple[str, ...] = tuple(
         f"exp/bench_step.py:{stack}-{length}"
@@ -45,14 +48,16 @@ class Step:
     """Also tell the time of each kind of block, of MLPs, head and optimizer, of a program compiled
     for it: the profiler cannot tell kernels of a CUDA graph apart."""
 
+    def form(self) -> Form:
+        """Rows are of a config and of so many documents a row."""
+        return Form(("config", "documents a row"))
+
     def rows(self) -> list[Row]:
         programs = {name: self._program(name) for name in self.config}
         # Compiling takes far longer than running, and one program at a time uses few cores.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda program: program.compile(self.parts), programs.values()))
-        rows = [self._row(name, program) for name, program in programs.items()]
-        columns = dict.fromkeys(column for row in rows for column in row)
-        return [{column: row.get(column, "–") for column in columns} for row in rows]
+        return [self._row(name, program) for name, program in programs.items()]
 
     def _program(self, name: str) -> "_Program":
         config = configs.load(name)
