@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +173,10 @@ class Kernels:
         programs = dict(zip(wanted, in_processes(compiled, wanted), strict=True))
         rows = []
         for name, case in chosen.items():
-            truth = _results(programs[name, _REFERENCE], case)
+            try:
+                truth = _results(programs[name, _REFERENCE], case)
+            except Exception as failure:  # the other operations are still worth their time
+                truth = failure
             for form in case.implementations:
                 row = {"operation": name, "implementation": form}
                 rows.append(row | _measures(case, programs[name, form], truth))
@@ -191,19 +195,28 @@ def compiled(name: str, implementation: str) -> dict[str, Program] | str:
         short = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), short)
     gradients = partial(_gradients, run)
     try:
-        programs = {"check": program(gradients, *short)}
+        programs = {"check": program(gradients, jax.eval_shape(run, *short), *short)}
         if implementation != _REFERENCE:
-            programs |= {"forward": program(run, *whole), "both": program(gradients, *whole)}
+            y = jax.eval_shape(run, *whole)
+            programs |= {"forward": program(run, *whole), "both": program(gradients, y, *whole)}
     except UserError as obstacle:
         return str(obstacle)
     return programs
 
 
-def _gradients(run: Callable[..., jax.Array], *operands: jax.Array) -> tuple[jax.Array, ...]:
-    """The output and the gradients of its sum with weights that differ."""
+def _gradients(
+    run: Callable[..., jax.Array], cotangent: jax.Array, *operands: jax.Array
+) -> tuple[jax.Array, ...]:
     y, pull = jax.vjp(run, *operands)
-    weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-    return y, *pull(weights.astype(y.dtype))
+    return y, *pull(cotangent)
+
+
+def _with_cotangent(both: Any, operands: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """What a program of `_gradients` takes."""
+    like, *dtypes = jax.tree.leaves(both.in_avals)
+    weights = jnp.cos(jnp.arange(like.size, dtype=jnp.float32)).reshape(like.shape)
+    given = zip((weights, *operands), (like, *dtypes), strict=True)
+    return [x.astype(aval.dtype) for x, aval in given]
 
 
 def _results(programs: dict[str, Program] | str | Exception, case: Case) -> list[np.ndarray]:
@@ -212,9 +225,8 @@ def _results(programs: dict[str, Program] | str | Exception, case: Case) -> list
         raise programs
     assert not isinstance(programs, str), "the reference runs everywhere"
     check = load(programs["check"])
-    dtypes = [aval.dtype for aval in jax.tree.leaves(check.in_avals)]
-    short = [x.astype(dtype) for x, dtype in zip(case.operands(_SHORT), dtypes, strict=True)]
-    return [np.asarray(result.astype(jnp.float32), np.float64) for result in check(*short)]
+    results = check(*_with_cotangent(check, case.operands(_SHORT)))
+    return [np.asarray(result.astype(jnp.float32), np.float64) for result in results]
 
 
 def _error(found: list[np.ndarray], truth: list[np.ndarray]) -> float:
@@ -225,25 +237,35 @@ def _error(found: list[np.ndarray], truth: list[np.ndarray]) -> float:
 
 
 def _measures(
-    case: Case, programs: dict[str, Program] | str | Exception, truth: list[np.ndarray]
+    case: Case,
+    programs: dict[str, Program] | str | Exception,
+    truth: list[np.ndarray] | Exception,
 ) -> Row:
     row: Row = {"error": "–"} | {f"{what} {of}": "–" for what in _PASSES for of in _COLUMNS}
     if isinstance(programs, str):
         return row | {"forward ms": programs}
     try:
+        if isinstance(truth, Exception):
+            raise truth
         row["error"] = error = _error(_results(programs, case), truth)
         if not error <= TOLERANCE:
             return row | {f"{what} ms": "red: not timed" for what in _PASSES}
         assert not isinstance(programs, Exception), "its results were just taken"
+        forward, both = (load(programs[what]) for what in _PASSES)
         operands = case.operands(1)
-        work = Work(_bytes(operands), truth[0].size * _SHORT * operands[0].itemsize, case.flops)
-        for what, least in zip(_PASSES, (work, work.with_gradients()), strict=True):
-            ms, floor_ms = measured(load(programs[what]), *operands).ms, least.floor_ms()
-            values = (ms, least.bytes / 1e6, least.flops / 1e9, floor_ms, floor_ms / ms)
-            row |= {f"{what} {of}": value for of, value in zip(_COLUMNS, values, strict=True)}
+        weighted = _with_cotangent(both, operands)
+        work = Work(_bytes(operands), _bytes(weighted[:1]), case.flops)
+        row |= _timed("forward", work, forward, operands)
+        row |= _timed("both", work.with_gradients(), both, weighted)
     except Exception as failure:  # the other rows are still worth their time
         row["forward ms"] = f"failed: {(str(failure) or repr(failure))[:100]}"
     return row
+
+
+def _timed(what: str, work: Work, compiled: Any, operands: Iterable[jax.Array]) -> Row:
+    ms, floor_ms = measured(compiled, *operands).ms, work.floor_ms()
+    values = (ms, work.bytes / 1e6, work.flops / 1e9, floor_ms, floor_ms / ms)
+    return {f"{what} {of}": value for of, value in zip(_COLUMNS, values, strict=True)}
 
 
 def _bytes(arrays: Iterable[jax.Array]) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybrid_lm import mixers
-from hybrid_lm.bench.processes import Program, in_processes, load, program
+from hybrid_lm.bench.processes import Program, in_processes, load, out_of_memory, program
 from hybrid_lm.bench.results import Form, Row, markdown
 from hybrid_lm.bench.timing import measured
 from hybrid_lm.errors import UserError
@@ -101,7 +101,7 @@ class Mixers:
                 timing = measured(load(programs[measure]), leaves, x_BLD)
             except Exception as error:  # the other rows are still worth their time
                 text = str(error) or repr(error)
-                reason = "out of memory" if "RESOURCE_EXHAUSTED" in text else "failed"
+                reason = "out of memory" if out_of_memory(error) else "failed"
                 row |= {f"{measure} ms": reason, f"{measure} MiB": reason}
                 print(f"{name}, {length}, {measure}: {text[:300]}", file=sys.stderr)
             else:

@@ -35,6 +35,8 @@ def in_processes(function: Callable[..., Any], cases: list[tuple[Any, ...]]) -> 
     """``function`` of each case, in processes side by side; an exception in place of what failed.
 
     Where a process dies, and all that it shares its pool with, each of them gets one of its own.
+    What found too little memory beside the others, for products to choose among are run, is tried
+    again one by one.
 
     Raises:
         UserError: if a case did.
@@ -62,9 +64,17 @@ def in_processes(function: Callable[..., Any], cases: list[tuple[Any, ...]]) -> 
         outcomes = [outcome(f) for f in [shared.submit(function, *case) for case in cases]]
     died = [i for i, found in enumerate(outcomes) if isinstance(found, BrokenProcessPool)]
     with ThreadPoolExecutor(workers) as threads:
-        again = threads.map(alone, [cases[i] for i in died])
-        outcomes = dict(enumerate(outcomes)) | dict(zip(died, again, strict=True))
-    return list(outcomes.values())
+        for i, found in zip(died, threads.map(alone, [cases[i] for i in died]), strict=True):
+            outcomes[i] = found
+    return [
+        alone(case) if out_of_memory(found) else found
+        for case, found in zip(cases, outcomes, strict=True)
+    ]
+
+
+def out_of_memory(found: Any) -> bool:
+    """Whether it is an exception that says so."""
+    return isinstance(found, Exception) and "RESOURCE_EXHAUSTED" in str(found)
 
 
 def _without_triton_products() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 Row = dict[str, Any]
@@ -49,7 +50,9 @@ def publish(name: str, rows: list[Row], output: Path | None, form: Form) -> None
     table = Table(*columns, title=f"{name} on {device}")
     for row in rows:
         table.add_row(*(show(row.get(column, "–")) for column in columns))
-    Console().print(table)
+    # All of every number, if need be in lines longer than the terminal's.
+    width = Measurement.get(Console(), Console().options.update(width=10_000), table).maximum
+    Console(width=max(width, Console().width)).print(table)
     if output is None:
         return
     about = {
