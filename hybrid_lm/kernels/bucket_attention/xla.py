@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.bucket_attention.rings import LOW, Rings, Shape, Softmax, merged
-from hybrid_lm.kernels.precision import einsum_f32
+from hybrid_lm.kernels.precision import einsum_half
 
 
 def bucket_attention(
@@ -86,14 +86,14 @@ def _round(q_LK, k_LK, v_LP, group_L, document_L, ring, *, shape: Shape, documen
     seen_nCS = near_CS & there_npC.reshape(chunks, 1, -1)
     q_nCK = cut(q_LK)
     k_nSK, v_nSP = (windows(cut(x)).reshape(chunks, pieces * size, -1) for x in (k_LK, v_LP))
-    scores = einsum_f32("nck,nsk->ncs", q_nCK, k_nSK) / q_LK.shape[-1] ** 0.5
+    scores = einsum_half("nck,nsk->ncs", q_nCK, k_nSK) / q_LK.shape[-1] ** 0.5
     hidden_CS = own_CS & (not shape.sees_itself)
     # XLA may compute them anew, and round them differently, for each of their uses: large scores
     # would then lie far from their own maximum.
     scores = jax.lax.optimization_barrier(jnp.where(seen_nCS & ~hidden_CS, scores, LOW))
     top_nC = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     weights = jnp.where(seen_nCS, jnp.exp(scores - top_nC[..., None]), 0.0)
-    values_nCP = einsum_f32("ncs,nsp->ncp", weights.astype(v_nSP.dtype), v_nSP)
+    values_nCP = einsum_half("ncs,nsp->ncp", weights.astype(v_nSP.dtype), v_nSP)
     total_nC = jnp.where(chunk_L[-1] < chunks, weights.sum(-1), jnp.nan)
 
     def of_token(x_nCF):
