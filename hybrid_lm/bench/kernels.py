@@ -213,10 +213,9 @@ def _gradients(
 
 def _with_cotangent(both: Any, operands: tuple[jax.Array, ...]) -> list[jax.Array]:
     """What a program of `_gradients` takes."""
-    like, *dtypes = jax.tree.leaves(both.in_avals)
-    weights = jnp.cos(jnp.arange(like.size, dtype=jnp.float32)).reshape(like.shape)
-    given = zip((weights, *operands), (like, *dtypes), strict=True)
-    return [x.astype(aval.dtype) for x, aval in given]
+    taken = jax.tree.leaves(both.in_avals)
+    weights = jnp.cos(jnp.arange(taken[0].size, dtype=jnp.float32)).reshape(taken[0].shape)
+    return [x.astype(aval.dtype) for x, aval in zip((weights, *operands), taken, strict=True)]
 
 
 def _results(programs: dict[str, Program] | str | Exception, case: Case) -> list[np.ndarray]:
@@ -262,8 +261,8 @@ def _measures(
     return row
 
 
-def _timed(what: str, work: Work, compiled: Any, operands: Iterable[jax.Array]) -> Row:
-    ms, floor_ms = measured(compiled, *operands).ms, work.floor_ms()
+def _timed(what: str, work: Work, program: Any, operands: Iterable[jax.Array]) -> Row:
+    ms, floor_ms = measured(program, *operands).ms, work.floor_ms()
     values = (ms, work.bytes / 1e6, work.flops / 1e9, floor_ms, floor_ms / ms)
     return {f"{what} {of}": value for of, value in zip(_COLUMNS, values, strict=True)}
 

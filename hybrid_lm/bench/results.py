@@ -19,12 +19,15 @@ Row = dict[str, Any]
 
 def markdown(rows: list[Row]) -> list[str]:
     """The lines of a table of rows; what a row does not have is a dash."""
+    columns, *cells = _cells(rows)
+    lines = [columns, ["---"] * len(columns), *cells]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cells(rows: list[Row]) -> list[list[str]]:
+    """The columns that any row has, then the cells of each row."""
     columns = dict.fromkeys(column for row in rows for column in row)
-    return [
-        f"| {' | '.join(columns)} |",
-        f"| {' | '.join('---' for _ in columns)} |",
-        *(f"| {' | '.join(show(row.get(column, '–')) for column in columns)} |" for row in rows),
-    ]
+    return [list(columns), *([show(row.get(column, "–")) for column in columns] for row in rows)]
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,13 @@ class Form:
     """How the rows of a benchmark are kept.
 
     Attributes:
-        key: columns that name a row. With any, rows are added to those that an earlier run left of
-            the same device, versions and settings, in the place of rows of the same name.
+        key: columns that name a row. Rows are added to those that an earlier run left of the same
+            device, versions and settings, in the place of rows of the same name.
         settings: what all rows were taken with.
         pages: the lines of the markdown under the head.
     """
 
-    key: tuple[str, ...] = ()
+    key: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     pages: Callable[[list[Row]], list[str]] = markdown
 
@@ -46,13 +49,14 @@ class Form:
 def publish(name: str, rows: list[Row], output: Path | None, form: Form) -> None:
     """Print ``rows``; write NAME.json and NAME.md under ``output``."""
     device = jax.devices()[0].device_kind
-    columns = dict.fromkeys(column for row in rows for column in row)
+    columns, *cells = _cells(rows)
     table = Table(*columns, title=f"{name} on {device}")
-    for row in rows:
-        table.add_row(*(show(row.get(column, "–")) for column in columns))
+    for row in cells:
+        table.add_row(*row)
     # All of every number, if need be in lines longer than the terminal's.
-    width = Measurement.get(Console(), Console().options.update(width=10_000), table).maximum
-    Console(width=max(width, Console().width)).print(table)
+    console = Console()
+    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    Console(width=max(width, console.width)).print(table)
     if output is None:
         return
     about = {
@@ -64,7 +68,7 @@ def publish(name: str, rows: list[Row], output: Path | None, form: Form) -> None
     runs = [{"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": command}]
     output.mkdir(parents=True, exist_ok=True)
     record = output / f"{name}.json"
-    if form.key and record.exists():
+    if record.exists():
         earlier = json.loads(record.read_text(encoding="utf-8"))
         if all(earlier.get(what) == value for what, value in about.items()):
             runs = [run for run in earlier["runs"] if run not in runs] + runs

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
-from hybrid_lm.kernels.block_attention.seen import LOW, Seen, seen
+from hybrid_lm.kernels.block_attention.seen import Seen, seen
 from hybrid_lm.kernels.block_attention.tiles import Tiles
+from hybrid_lm.kernels.block_attention.xla import LOW
 from hybrid_lm.kernels.chunked_gpu import like
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep

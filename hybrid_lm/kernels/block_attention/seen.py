@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.block_attention.tiles import Tiles
+from hybrid_lm.kernels.block_attention.xla import LOW
 
-LOW = -1e30  # the bias of what is not seen: finite, so that nothing is subtracted from infinity
 _MOST = 4  # times the average number of queries' blocks that one program goes through
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hybrid_lm.kernels.block_attention.tiles import Tiles
 from hybrid_lm.kernels.precision import einsum_half
 
-_LOW = -1e30  # below any score, and finite so that the maximum of nothing is harmless
+LOW = -1e30  # below any score, and finite so that the maximum of nothing is harmless
 
 
 class _Softmax(NamedTuple):
@@ -51,7 +51,7 @@ def _softmax(q_BGnCRK, k_BGnSK, v_BGnSP, seen_BGnCS, bias_BGnS=None) -> _Softmax
         scores += bias_BGnS[:, :, :, None, None]
     # XLA may compute them anew, and round them differently, for each of their uses: large scores
     # would then lie far from their own maximum.
-    scores = jax.lax.optimization_barrier(jnp.where(seen_BGnCS[..., None, :], scores, _LOW))
+    scores = jax.lax.optimization_barrier(jnp.where(seen_BGnCS[..., None, :], scores, LOW))
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     weights = jnp.where(seen_BGnCS[..., None, :], jnp.exp(scores - top[..., None]), 0.0)
     values = einsum_half("bgncrs,bgnsp->bgncrp", weights.astype(v_BGnSP.dtype), v_BGnSP)
@@ -129,7 +129,7 @@ def _chosen(
     seen_BGTCS = jnp.broadcast_to(seen_BGTS[..., None, :], (*q_BGTCRK.shape[:4], most * block))
     parts = _softmax(q_BGTCRK, gathered(k_BGSK), gathered(v_BGSP), seen_BGTCS, bias_BGTS)
     flat = [x.reshape(batch, groups, count * block, *x.shape[4:]) for x in parts]
-    empty = (_LOW, 0, 0)
+    empty = (LOW, 0, 0)
     if tiles.aligned:
         after = length - (count + 1) * block
         return _Softmax(*(_pad(x, block, after, 2, e) for x, e in zip(flat, empty, strict=True)))
