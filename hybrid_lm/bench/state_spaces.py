@@ -23,6 +23,7 @@ def s4d_case(batch: int, length: int, width: int, pairs: int, *, layer: bool = F
     """Of B, L, D and N / 2; ``layer``: with what the mixer does after it."""
 
     def run(u_BLD, log_rate_DN, frequency_DN, c_real_DN, c_imag_DN, *rest, implementation):
+        u_BLD = _activations(u_BLD, layer)
         log_decay_DN = jax.lax.complex(-jnp.exp(log_rate_DN - 4), frequency_DN)
         # A layer's outputs are of the size of 1, where GELU and gate are neither 0 nor linear.
         c_DN = jax.lax.complex(c_real_DN, c_imag_DN) / (64 if layer else 1)
@@ -48,6 +49,7 @@ def s4_case(batch: int, length: int, width: int, pairs: int, *, layer: bool = Fa
     legs = [jnp.asarray(v_N, jnp.complex64) for v_N in hippo_legs(2 * pairs)]
 
     def run(u_BLD, log_step_D, c_real_DN, c_imag_DN, *rest, implementation):
+        u_BLD = _activations(u_BLD, layer)
         a_DN, p_DN, b_DN = (jnp.broadcast_to(v_N, (width, pairs)) for v_N in legs)
         c_DN, step_D = jax.lax.complex(c_real_DN, c_imag_DN), jnp.exp(log_step_D / 2 - 5)
 
@@ -79,9 +81,13 @@ def _after(layer, width):
     return normal((width,), (width, width), (width, width), dtype=jnp.float32) if layer else ()
 
 
+def _activations(u_BLD, layer):
+    """Of a layer, in bf16 for the reference too: its forms differ in the recurrence alone."""
+    return u_BLD.astype(jnp.bfloat16) if layer else u_BLD
+
+
 def _layer(scan, skip_D, out_ED, gate_ED):
-    # In bf16 for the reference too, so that what is compared are the forms of the recurrence.
-    y_BLD = scan(skip_D=skip_D, gelu=True).astype(jnp.bfloat16)
+    y_BLD = scan(skip_D=skip_D, gelu=True)
     out, gate = (nnx.Param(weight_ED / len(weight_ED) ** 0.5) for weight_ED in (out_ED, gate_ED))
     return gated_linear_unit(y_BLD, out, gate)
 

@@ -1,5 +1,6 @@
 """How a jitted function is timed."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -7,7 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-_CALLS = 5  # dispatched together, so that the host's time per call hides behind the device's
+_SAMPLE_S = 0.03  # of calls dispatched together: the host's time hides behind the device's
+_CALLS = 5, 100  # least and most of them
 _SAMPLES = 5
 
 
@@ -30,14 +32,19 @@ def timed(function: Callable[..., Any], *operands: Any) -> Timing:
 
 def measured(compiled: Any, *operands: Any) -> Timing:
     """Time a compiled function after a warm-up."""
-    jax.block_until_ready(compiled(*operands))
-    samples = []
-    for _ in range(_SAMPLES):
+
+    def seconds(calls: int) -> float:
+        """Of a call. What it returns makes room for what the next one but one returns."""
         start = time.perf_counter()
-        results = [compiled(*operands) for _ in range(_CALLS)]
+        for _ in range(calls):
+            results = compiled(*operands)
         jax.block_until_ready(results)
-        samples.append((time.perf_counter() - start) / _CALLS)
-        del results
+        return (time.perf_counter() - start) / calls
+
+    least, most = _CALLS
+    seconds(1)
+    calls = min(max(math.ceil(_SAMPLE_S / seconds(least)), least), most)
+    samples = [seconds(calls) for _ in range(_SAMPLES)]
     memory = compiled.memory_analysis()
     assert memory is not None, "every backend reports what its programs hold"
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
