@@ -100,16 +100,18 @@ def abstract_batch(config: Config, mesh: Mesh) -> Batch:
 def context(config: Config, batch: Batch) -> Context:
     """The context in which the model sees a training batch.
 
-    Rows that are not packed are one document and the padding after it. Where that begins need not
-    be said: mixers are causal, and what the padding itself costs is not counted.
+    Padding goes on with the last document of its row, so rows that are not packed are one document.
+    Where it begins need not be said: mixers are causal, and what it itself costs is not counted.
     """
     is_packed = config.data.pack and config.data.max_segments > 1
+    ids_BL = batch["segment_ids_BL"]
+    last_B1 = jnp.max(ids_BL, axis=1, keepdims=True)
     return Context(
         positions_BL=batch["positions_BL"],
-        segment_ids_BL=batch["segment_ids_BL"] if is_packed else None,
+        segment_ids_BL=jnp.where(ids_BL == 0, last_B1, ids_BL) if is_packed else None,
         dtype=config.train.dtype,
         implementation=config.train.implementation,
-        max_segments=config.data.max_segments + 1,  # the padding at the end is a run of its own
+        max_segments=config.data.max_segments,
     )
 
 

@@ -25,7 +25,7 @@ def test_rows_hold_as_many_documents_as_the_program_is_told(documents):
     program, batch = step._program(step.config[0]), step._batch(2, 64, 10)
     ids_BL = context(program.config, batch).segment_ids_BL
     assert len(np.unique(batch["segment_ids_BL"])) == documents
-    assert ids_BL is None if documents == 1 else ids_BL is batch["segment_ids_BL"]
+    assert ids_BL is None if documents == 1 else np.array_equal(ids_BL, batch["segment_ids_BL"])
     assert program.config.data.max_segments == documents
 
 

@@ -17,7 +17,7 @@ from hybrid_lm.model import Model, ModelConfig
 from hybrid_lm.nonfinite import dump, explain
 from hybrid_lm.optimizer import learning_rate, make_optimizer, parts
 from hybrid_lm.recorder import Dispatched, NonFiniteStep
-from hybrid_lm.step import abstract_batch, abstract_state, init_state, make_step
+from hybrid_lm.step import abstract_batch, abstract_state, context, init_state, make_step
 
 VOCAB, ROWS, LENGTH, STEPS = 19, 4, 32, 8
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
@@ -160,6 +160,16 @@ def test_rows_that_are_not_packed_train_without_knowing_where_their_padding_begi
 def test_so_do_attention_and_both_mambas():
     losses, state = Trainer(ALL).run(3)
     assert_same_run(unpacked(ALL, max_segments=1), (losses, jax.device_get(state.params)))
+
+
+def test_padding_goes_on_with_the_last_document_of_its_row():
+    """No row has more runs of ids than kernels are promised."""
+    config = dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, max_segments=3))
+    ids_BL = np.array([[1, 1, 2, 0], [1, 0, 0, 0], [1, 2, 3, 0]], np.int32)
+    ctx = context(config, {"segment_ids_BL": ids_BL, "positions_BL": np.zeros_like(ids_BL)})
+    want_BL = [[1, 1, 2, 2], [1, 1, 1, 1], [1, 2, 3, 3]]
+    np.testing.assert_array_equal(ctx.segment_ids_BL, want_BL)
+    assert ctx.max_segments == 3
 
 
 def test_the_loss_is_the_mean_over_real_tokens(whole):

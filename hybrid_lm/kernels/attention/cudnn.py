@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_lm.kernels.dispatch import on_gpu
+from hybrid_lm.kernels.remat import keep
 
 
 def obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, ends_BL, window, max_segments) -> str | None:
@@ -55,20 +56,21 @@ def attention(
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     length = q_BLHK.shape[1]
-    is_start_BL = starts_BL == jnp.arange(length)
+    number_BL = jnp.cumsum(starts_BL == jnp.arange(length), axis=1, dtype=jnp.int32)
+    kept_B = number_BL[:, -1] <= max_segments
+    # A row that breaks the promise is laid out as one segment in which every query sees a key that
+    # is NaN. Queries or outputs that are NaN would be a pass over memory; keys are changed in place
+    # where there are two or more of them (to change one, XLA copies them all).
+    number_BL = jnp.where(kept_B[:, None], number_BL, 1)
+    spoil_BLGK = jnp.where(kept_B, 0, jnp.nan)[:, None, None, None].astype(k_BLGK.dtype)
+    some_keys = k_BLGK.at[:, :: min(window or length, length // 2)]
+    k_BLGK = keep(some_keys.add(spoil_BLGK, indices_are_sorted=True, unique_indices=True))
 
-    def layout(is_start_L):
-        """Start and length of each segment, -1 where there are fewer than ``max_segments``."""
-        start_M = jnp.nonzero(is_start_L, size=max_segments, fill_value=-1)[0].astype(jnp.int32)
-        end_M = jnp.append(start_M[1:], -1)
-        end_M = jnp.where(end_M < 0, length, end_M)
-        return start_M, jnp.where(start_M < 0, -1, end_M - start_M).astype(jnp.int32)
-
-    start_BM, size_BM = jax.vmap(layout)(is_start_BL)
+    is_of_BLM = number_BL[..., None] == jnp.arange(1, max_segments + 1)
+    size_BM = jnp.sum(is_of_BLM, axis=1, dtype=jnp.int32)
+    start_BM = jnp.cumsum(size_BM, axis=1) - size_BM
+    start_BM, size_BM = (jnp.where(size_BM > 0, x_BM, -1) for x_BM in (start_BM, size_BM))
     offset_BM = jnp.pad(start_BM, ((0, 0), (0, 1)), constant_values=-1)
-    # Of the queries, not of the outputs: that costs a pass over memory, this is fused into theirs.
-    promise_kept_B = is_start_BL.sum(axis=1) <= max_segments
-    q_BLHK = jnp.where(promise_kept_B[:, None, None, None], q_BLHK, jnp.nan)
     y_BLHP: Any = fused.dot_product_attention(
         q_BLHK,
         k_BLGK,

@@ -21,10 +21,12 @@ from hybrid_lm.kernels.pallas_triton import load, store
 _LOG2_E = 1.4426950408889634
 _CHANNELS = 128  # of a program: four a lane
 _ROWS = 8  # tokens whose loads are under way together
+_ROWS_PACKED = 4  # backwards, among documents: both ways through a group then fit in registers
 _TOKENS = tuple(range(64, 321, _ROWS))  # of a program
 _PROGRAMS = 132 * 16  # that run side by side backwards, on an H100
 _MIN_CHANNELS = 16
 _WIDTHS = (2, 3, 4)
+_BITS = max(_WIDTHS) - 1  # what one token sees before it
 
 
 class Options(NamedTuple):
@@ -86,7 +88,7 @@ class _Tile:
         return rows
 
     def seen_by_group(self, t0, rows):
-        """How many of the tokens before it each token of the group from t0 on sees; None: all."""
+        """Which tokens before it each token of the group from t0 on sees, in bits; None: all."""
         if self.words is None:
             return [None] * rows
         return _seen_in(self.word(t0, rows), rows)
@@ -98,7 +100,15 @@ class _Tile:
 
 
 def _if_seen(value, back, seen):
-    return value if seen is None else jnp.where(seen >= back, value, 0.0)
+    """``value``, of the token ``back`` before one that sees those of the bits in ``seen``; else 0.
+
+    By a mask of all bits, made once for all channels: a choice takes predicates of its own.
+    """
+    if seen is None or back == 0:
+        return value
+    mask = (seen << (32 - back)) >> 31
+    bits = jax.lax.bitcast_convert_type(value, jnp.int32)
+    return jax.lax.bitcast_convert_type(bits & mask, jnp.float32)
 
 
 def _sigmoid(x):
@@ -106,19 +116,22 @@ def _sigmoid(x):
 
 
 def _seen_in(word, rows: int):
-    return [(word >> 2 * r) & 3 for r in range(rows)]
+    return [word >> _BITS * r for r in range(rows)]
 
 
 def _all_seen(width: int, rows: int) -> int:
     """The word of a group whose tokens see all before them."""
-    return sum((width - 1) << 2 * r for r in range(rows))
+    return sum(((1 << (width - 1)) - 1) << _BITS * r for r in range(rows))
 
 
 def _words(seen_BL, rows: int):
-    """What the tokens of a group see (of `xla.seen_before`), two bits each: int32 [B, L / rows]."""
+    """Which of the tokens before it each token of a group sees, a bit each: int32 [B, L / rows].
+
+    ``seen_BL`` is their number, of `xla.seen_before`.
+    """
     batch, length = seen_BL.shape
     seen_BL = jnp.pad(seen_BL, ((0, 0), (0, -length % rows)))
-    shifted = seen_BL.reshape(batch, -1, rows) << 2 * jnp.arange(rows)
+    shifted = ((1 << seen_BL) - 1).reshape(batch, -1, rows) << _BITS * jnp.arange(rows)
     return shifted.sum(axis=-1, dtype=jnp.int32)
 
 
@@ -203,7 +216,7 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows, pl
 
         if tile.words is None:
             return tokens_of_group([None] * rows)
-        # Selecting costs as much as the rest, and few groups are near the start of a document.
+        # Few groups are near the start of a document, and only they need masks.
         word = tile.word(t0, rows)
         return jax.lax.cond(
             word == _all_seen(width, rows),
@@ -237,14 +250,15 @@ def _by_part(kernel, first_four, of_parts, rest, parts):
         start += width
 
 
-def _call(kernel, outputs, x, weight, *operands, parts_at: int, tokens: int, options: Options):
+def _call(kernel, outputs, x, weight, *operands, parts_at: int, tokens, rows, options: Options):
     """``kernel`` takes the ref of its part of the outputs, or of their cotangents, as the fifth.
 
-    In operands and outputs the parts are from place ``parts_at`` on.
+    In operands and outputs the parts are from place ``parts_at`` on. A program takes ``tokens``,
+    ``rows`` of them at a time.
     """
     (batch, length, _), inner = x.shape, weight.shape[1]
     count = len(options.parts)
-    kernel = partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=tokens, rows=_ROWS)
+    kernel = partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=tokens, rows=rows)
 
     def program(*refs):
         of_parts = refs[parts_at : parts_at + count]
@@ -286,6 +300,7 @@ def _outputs(x, weight, bias, past, seen, options: Options):
         *operands,
         parts_at=len(operands),
         tokens=_TOKENS[0],
+        rows=_ROWS,
         options=options,
     )
 
@@ -303,10 +318,11 @@ def _outputs_backward(options, residuals, dys):
         jax.ShapeDtypeStruct((batch, length, inner), x.dtype),
         jax.ShapeDtypeStruct((programs, width + 1, inner), jnp.float32),
     )
-    words = () if seen is None else (_words(seen, _ROWS),)
+    rows = _ROWS if seen is None else _ROWS_PACKED
+    words = () if seen is None else (_words(seen, rows),)
     operands = (x, weight, bias, past, *dys, *words)
     dx, dparameters = _call(
-        _backward, results, *operands, parts_at=4, tokens=tokens, options=options
+        _backward, results, *operands, parts_at=4, tokens=tokens, rows=rows, options=options
     )
     dparameters = dparameters.sum(axis=0)
 
