@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.typing import DTypeLike
 
 from hybrid_lm.kernels.dispatch import kernel_obstacle, on_gpu
 
@@ -125,12 +126,78 @@ def reciprocal(x: jax.Array) -> jax.Array:
     return _inline("rcp.approx.ftz.f32 $0, $1;", x)
 
 
-def _inline(asm: str, x: jax.Array, *others: jax.Array) -> jax.Array:
+def opaque(x: jax.Array) -> jax.Array:
+    """Integers ``x`` of which Triton knows nothing: not that neighbours differ by one."""
+    return _inline("mov.b32 $0, $1;", x, outputs="=r", inputs="r")
+
+
+def pair_of_bfloat16(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Float32 ``low`` and ``high`` as bfloat16 in the halves of a word."""
+    asm = "cvt.rn.bf16x2.f32 $0, $1, $2;"
+    return _inline(asm, high, low, outputs="=r", inputs="f,f", dtype=jnp.int32)
+
+
+def warp_product_bfloat16(a: list[jax.Array], b: jax.Array) -> list[jax.Array]:
+    """[16, 8] = a [16, 8] b [8, 8] of a warp, operands in words of two bfloat16, sums in float32.
+
+    Arrays have one element a lane. Lane ``4 r + q`` has columns ``2 q, 2 q + 1`` of rows r and
+    8 + r of ``a``, rows ``2 q, 2 q + 1`` of column r of ``b``, and of the result in turn what it
+    has of ``a``: rows r, columns ``2 q, 2 q + 1``, and rows 8 + r.
+    """
+    product = "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32"
+    asm = (
+        "{ .reg .f32 zero; mov.f32 zero, 0f00000000; "
+        f"{product} {{$0, $1, $2, $3}}, {{$4, $5}}, {{$6}}, {{zero, zero, zero, zero}}; }}"
+    )
+    return _fours(asm, [[*a, b, b]], "r")
+
+
+def warp_product_tf32(
+    a: list[jax.Array], b: list[jax.Array], sums: list[jax.Array]
+) -> list[jax.Array]:
+    """``sums`` [16, 8] + a [16, 8] b [8, 8] of a warp: float32, read to 11 bits, sums in float32.
+
+    Lane ``4 r + q`` has of ``a`` rows r and 8 + r of column q, then of column 4 + q; of ``b`` rows
+    q and 4 + q of column r; of ``sums`` and the result as in `warp_product_bfloat16`.
+    """
+    product = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+    asm = f"{product} {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, {{$12, $13, $14, $15}};"
+    a, b = ([jax.lax.bitcast_convert_type(x, jnp.int32) for x in side] for side in (a, b))
+    return _fours(asm, [a, [*b, *b], sums], "rrf")
+
+
+def _fours(asm: str, operands: list[list[jax.Array]], registers: str) -> list[jax.Array]:
+    """Four float32 of inline assembly over four words of each operand."""
+    joined = [join(words) for words in operands]
+    shape = operands[0][0].shape
+    (result,) = triton.elementwise_inline_asm(
+        asm,
+        args=joined,
+        constraints=",".join(["=f"] * 4 + [kind for kind in registers for _ in range(4)]),
+        pack=4,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(joined[0].shape, jnp.float32)],
+    )
+    # Joined two at a time, so split two at a time: nothing moves.
+    halves = jax.lax.split(result, [1, 1], len(shape))
+    parts = [jax.lax.split(x.reshape(*shape, 2), [1, 1], len(shape)) for x in halves]
+    return [x.reshape(shape) for pair in parts for x in pair]
+
+
+def _inline(
+    asm: str,
+    x: jax.Array,
+    *others: jax.Array,
+    outputs: str = "=f",
+    inputs: str | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Inline assembly; ``x`` and the result float32, ``others`` integers unless told otherwise."""
+    inputs = inputs or ",".join(["f", *["r"] * len(others)])
     (result,) = triton.elementwise_inline_asm(
         asm,
         args=[x, *others],
-        constraints=",".join(["=f", "f", *["r"] * len(others)]),
+        constraints=f"{outputs},{inputs}",
         pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)],
     )
     return result

@@ -18,6 +18,10 @@ CASES = {  # B, L, E, N, mean of the step before softplus, scale of A, packed, f
     "slow decay": (1, 2048, 64, 16, -8.0, 0.1, False, True, "float32"),
     "fast decay": (1, 700, 64, 16, 3.0, 30.0, True, True, "float32"),
     "one piece": (9, 100, 640, 16, -2.0, 1.0, True, True, "float32"),
+    "large state, bf16": (1, 300, 16, 64, -2.0, 1.0, True, True, "bfloat16"),
+    "slow decay, bf16": (1, 2048, 64, 16, -8.0, 0.1, False, True, "bfloat16"),
+    "fast decay, bf16": (1, 700, 64, 16, 3.0, 30.0, True, True, "bfloat16"),
+    "one piece, bf16": (9, 100, 640, 16, -2.0, 1.0, True, True, "bfloat16"),
 }
 
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels.diagonal_scan import selective_forward
 from hybrid_lm.kernels.diagonal_scan.selective_forward import TOKENS
+from hybrid_lm.kernels.diagonal_scan.selective_lanes import LOG2_E, walk_near
 from hybrid_lm.kernels.diagonal_scan.selective_layout import turns
-from hybrid_lm.kernels.diagonal_scan.selective_tile import LOG2_E, Tile, walk_near
+from hybrid_lm.kernels.diagonal_scan.selective_tile import Tile
 
 STRETCH = 4
 """Rounds whose operands are brought near at once."""
@@ -157,7 +157,7 @@ def walk_gradients(
         g, da, dskip, dbias = carry
         here = first + rounds - 1 - i
         t0 = here * TOKENS
-        before = tile.saved(x["saved"], here, selective_forward.HELD, selective_forward.BESIDE)
+        before = tile.saved(x["saved"], here)
         groups = [
             [_group(tile, bias_n, *own) for bias_n, own in zip(bias, sides, strict=True)]
             for sides in tile.load(by_token, t0, TOKENS)

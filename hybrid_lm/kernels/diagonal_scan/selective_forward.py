@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from hybrid_lm.kernels.diagonal_scan.selective_tile import Tile, walk_near
+from hybrid_lm.kernels.diagonal_scan.selective_lanes import walk_near
+from hybrid_lm.kernels.diagonal_scan.selective_tile import Tile
 
 HELD = 2
 """States of a lane, of each of its channels."""

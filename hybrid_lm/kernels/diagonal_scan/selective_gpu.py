@@ -4,7 +4,8 @@ One walk over time, the states in registers, where batch and channels fill the c
 is cut in pieces: a first walk from zero finds what each piece leaves behind, those are combined,
 and a second walk starts from the right states. The backward pass mirrors this in reverse time and
 makes states anew from one saved every `TOKENS`. All sums are in a fixed order: repeats are
-bit-identical.
+bit-identical. Where B, C and the output are bfloat16, forward walks and the first walk backward
+are on matrix units (`selective_matrix`).
 
 Layout: decays in log2 (one exp2 each); `keep` is 0, or -1e30 where a document starts, and is added
 to the log decay. State arrays are [B, pieces, N, E] so that lanes touch neighbouring addresses.
@@ -18,7 +19,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hybrid_lm.kernels import pallas_triton
-from hybrid_lm.kernels.diagonal_scan import selective_backward, selective_forward
+from hybrid_lm.kernels.diagonal_scan import (
+    selective_backward,
+    selective_forward,
+    selective_matrix,
+)
+from hybrid_lm.kernels.diagonal_scan.selective_fragments import CHANNELS, fragments, on_matrix_units
+from hybrid_lm.kernels.diagonal_scan.selective_fragments import warps as warps_of_fragments
+from hybrid_lm.kernels.diagonal_scan.selective_lanes import LOG2_E
 from hybrid_lm.kernels.diagonal_scan.selective_layout import (
     PROGRAM_STATES,
     channels,
@@ -26,23 +34,25 @@ from hybrid_lm.kernels.diagonal_scan.selective_layout import (
     turn,
     warps,
 )
-from hybrid_lm.kernels.diagonal_scan.selective_tile import LOG2_E
 
 _CLEAR = -1e30  # log2 of the decay across a start of document; exp2 of it is exactly 0
 _STOPPED = -1e30  # softplus of it is exactly 0: a token that leaves the state as it is
 _PROGRAMS = 256  # that fill the card
 _MIN_PIECE = 128  # tokens
+_PIECE_TOKENS = selective_forward.TOKENS * selective_matrix.TOGETHER  # make the lengths of pieces
 _STATES = (4, 16, 32, 64)  # whose layouts have passed on a GPU; others are padded
 
 
 class _Grid:
     """Sizes of the padded operands, and the calls over them."""
 
-    def __init__(self, x: dict[str, Any], pieces: int, interpret: bool):
+    def __init__(self, x: dict[str, Any], out_dtype: DTypeLike, pieces: int, interpret: bool):
         self.batch, self.length, self.inner = x["u"].shape
         self.states = x["a"].shape[0]
         self.pieces, self.interpret = pieces, interpret
         self.blocks = self.inner // channels(self.states)
+        # An output in float32 is not to read the states to 11 bits.
+        self.products = out_dtype == jnp.bfloat16 and on_matrix_units(x["b"], x["c"])
 
     def f32(self, *shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -51,27 +61,40 @@ class _Grid:
         return self.f32(self.batch, self.pieces, self.states, self.inner)
 
     def forward(self, x, outputs):
-        return self._call(selective_forward.walk, selective_forward, x, outputs)
+        if self.products:
+            return self._fragments(selective_matrix.walk, x, x["b"], x["c"], outputs)
+        return self._tiles(selective_forward.walk, selective_forward, x, outputs)
 
-    def backward(self, kernel, x, outputs):
-        return self._call(kernel, selective_backward, x, outputs)
+    def cotangent(self, x, outputs):
+        if self.products:
+            return self._fragments(selective_matrix.walk_cotangent, x, x["c"], x["b"], outputs)
+        return self._tiles(selective_backward.walk_cotangent, selective_backward, x, outputs)
 
-    def _call(self, kernel, layout, x, outputs):
+    def gradients(self, x, outputs):
+        return self._tiles(selective_backward.walk_gradients, selective_backward, x, outputs)
+
+    def _fragments(self, kernel, x, b, c, outputs):
+        count = warps_of_fragments(self.inner)
+        blocks = self.inner // (CHANNELS * count)
+        return self._call(kernel, x, fragments(b, c), outputs, blocks, count)
+
+    def _tiles(self, kernel, layout, x, outputs):
+        bc = side_by_side(x["b"], x["c"], layout.HELD)
+        return self._call(kernel, x, bc, outputs, self.blocks, warps(layout.HELD * layout.BESIDE))
+
+    def _call(self, kernel, x, bc, outputs, blocks, warps):
         kernel = partial(
             kernel,
             states=self.states,
             length=self.length // self.pieces,
             interpret=self.interpret,
         )
-        grid = (self.batch, self.pieces, self.blocks)
-        bc = side_by_side(x["b"], x["c"], layout.HELD)
-        x = x | {"b": None, "c": None, "bc": bc}
         return pallas_triton.call(
             kernel,
-            grid,
+            (self.batch, self.pieces, blocks),
             outputs,
-            x,
-            warps=warps(layout.HELD * layout.BESIDE),
+            x | {"b": None, "c": None, "bc": bc},
+            warps=warps,
             interpret=self.interpret,
         )
 
@@ -96,7 +119,7 @@ def _scan(x, h0, out_dtype, pieces, interpret):
 
 
 def _forward(x, h0, out_dtype, pieces, interpret, save=True):
-    grid = _Grid(x, pieces, interpret)
+    grid = _Grid(x, out_dtype, pieces, interpret)
     before = h0[:, None]
     if pieces > 1:
         ends = {"end": grid.per_piece(), "decay": grid.per_piece()}
@@ -111,15 +134,14 @@ def _forward(x, h0, out_dtype, pieces, interpret, save=True):
 
 
 def _backward(out_dtype, pieces, interpret, residuals, cotangents):
-    del out_dtype
     x, saved = residuals
     dout, dlast = cotangents
-    grid = _Grid(x, pieces, interpret)
+    grid = _Grid(x, out_dtype, pieces, interpret)
     x_dout = x | {"dout": dout}
     after = dlast[:, None]
     if pieces > 1:
         starts = {"start": grid.per_piece(), "decay": grid.per_piece()}
-        first = grid.backward(selective_backward.walk_cotangent, x_dout, starts)
+        first = grid.cotangent(x_dout, starts)
         after = _pass_on(first["decay"], first["start"], dlast, reverse=True)
     tokens = selective_forward.TOKENS
     outputs = {
@@ -142,7 +164,7 @@ def _backward(out_dtype, pieces, interpret, residuals, cotangents):
             outputs["d" + name] = grid.f32(grid.batch, grid.pieces, grid.inner)
     turned = {name: turn(x[name], selective_backward.HELD) for name in ("b", "c")}
     x_dout |= turned | {"saved": saved, "after": after}
-    y = grid.backward(selective_backward.walk_gradients, x_dout, outputs)
+    y = grid.gradients(x_dout, outputs)
     db, dc = selective_backward.db_dc(y["db_dc"].sum(axis=1))
     dx = {
         "u": y["du"],
@@ -169,10 +191,11 @@ def obstacle(u_BLE: jax.Array, a_EN: jax.Array) -> str | None:
 
 
 def _pieces(programs: int, length: int) -> int:
-    """Pieces of time: one where ``programs`` of a row nearly fill the card."""
-    if 3 * programs > 2 * _PROGRAMS:
-        return 1
-    return max(1, min(_PROGRAMS // programs, length // _MIN_PIECE))
+    """Pieces of time: one where ``programs`` fill more than half of the card, else as many as fill
+    it twice, so that a warp that waits leaves the work to others.
+    """
+    fill = _PROGRAMS // programs
+    return max(1, min(2 * fill, length // _MIN_PIECE)) if fill > 1 else 1
 
 
 def selective_scan(
@@ -195,7 +218,7 @@ def selective_scan(
     states = min(states for states in _STATES if states >= a_EN.shape[1])
     extra = states - a_EN.shape[1]
     pieces = _pieces(batch * -(-inner // channels(states)), length)
-    tokens, idle = -length % (selective_forward.TOKENS * pieces), -inner % channels(states)
+    tokens, idle = -length % (_PIECE_TOKENS * pieces), -inner % channels(states)
 
     def pad(x, *edges, fill=0.0):
         if x is None or not any(edges):

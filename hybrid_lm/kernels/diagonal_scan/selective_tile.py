@@ -7,28 +7,23 @@ token (`Tile.of`); sums over lanes are shared out in the same way (`Tile.fold`),
 repeats another's work.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
+from hybrid_lm.kernels.diagonal_scan.selective_lanes import Lanes
 from hybrid_lm.kernels.diagonal_scan.selective_layout import channels, halves, turns, warps
 
-LOG2_E = 1.4426950408889634
-_SECTOR_BYTES = 32  # that a cache takes from memory at a time
 
-
-class Tile:
+class Tile(Lanes):
     """Lanes [warps, S, C] of a program, over a row of the batch and a block of channels.
 
     Args:
         states: N.
         held: of them by a lane, of each of its channels.
         tokens: of a round of the walk; S of them, or all, are worked out at once.
-        interpret: whether the kernel runs as plain XLA, where there are no lanes to shuffle.
         turned: whether neighbouring channels hold their states in different orders, the n-th in
             the place of number n XOR channel, so that `fold_states` sums over channels without a
             choice per lane.
@@ -48,21 +43,16 @@ class Tile:
         turned: bool = False,
         beside: int = 1,
     ):
-        self.row, self.block, self.held, self.interpret = row, block, held, interpret
-        self.states, self.slices = states, states // held
+        self.held, self.states, self.slices = held, states, states // held
         self.tokens = min(self.slices, tokens)
         self._lanes_of_token = self.slices // self.tokens
         self.width = 32 // self.slices
-        self.shape = (warps(held * beside), self.slices, self.width)
-        self.lanes = 32 * self.shape[0]
-        self.lane = (self._iota(0) * self.slices + self._iota(1)) * self.width + self._iota(2)
+        shape = (warps(held * beside), self.slices, self.width)
+        super().__init__(row, block, shape=shape, channels=channels(states), interpret=interpret)
         self.slice = self._iota(1)
         self.beside = beside
         self.channels = [self._first_channel() + number for number in range(beside)]
         self.turns = turns(states, held) if turned else 1
-
-    def _iota(self, axis: int, *inner: int) -> jax.Array:
-        return jax.lax.broadcasted_iota(jnp.int32, (*self.shape, *inner), axis)
 
     def _first_channel(self, *inner: int) -> jax.Array:
         channels = (self.block * self.shape[0] + self._iota(0, *inner)) * self.width
@@ -90,25 +80,21 @@ class Tile:
             ref[(*at, *place)] = value
 
     def save(self, ref, values: list[jax.Array], at) -> None:
-        """The program's ``ref[row, at, block]`` [PROGRAM_STATES], a lane after another, by side.
+        """The program's ``ref[row, at, block]`` [PROGRAM_STATES]: of each channel its states."""
+        for number in range(self.beside):
+            own = values[number * self.held : (number + 1) * self.held]
+            joined = pallas_triton.join(own).reshape(*self.shape, self.held)
+            channel = self._first_channel(self.held) + number - self.block * channels(self.states)
+            state = self._iota(1, self.held) * self.held + self._iota(3, self.held)
+            ref[self.row, at, self.block, channel * self.states + state] = joined
 
-        Rows of the cache are written whole, whatever the number of lanes of a channel.
-        """
-        for n, value in enumerate(values):
-            ref[self.row, at, self.block, n * self.lanes + self.lane] = value
-
-    def saved(self, ref, at, held: int, beside: int) -> list[jax.Array]:
-        """Each lane's states of what a tile of such ``held`` and ``beside`` did `save`."""
-        lanes, slices = 32 * warps(held * beside), self.states // held
-        width = 32 // slices
+    def saved(self, ref, at) -> list[jax.Array]:
+        """Each lane's states of what was saved."""
         first = self.block * channels(self.states)
-        values = []
-        for state, channel in self._places():
-            group, number = (channel - first) // beside, (channel - first) % beside * held
-            lane = (group // width * slices + state // held) * width + group % width
-            place = (number + state % held) * lanes + lane
-            values.append(ref[self.row, at, self.block, place])
-        return values
+        return [
+            ref[self.row, at, self.block, (channel - first) * self.states + state]
+            for state, channel in self._places()
+        ]
 
     def of_channel(self, ref) -> list[Any]:
         """Each lane's values of ``ref`` [E], one a channel; None if there is none."""
@@ -127,30 +113,6 @@ class Tile:
         if packed:
             values = [half for word in values for half in halves(word)]
         return values[: self.held], values[self.held :]
-
-    def touch(self, own, shared, t, count: int, low, high) -> jax.Array:
-        """Brings rows t .. t + count - 1, of those low .. high - 1, of the operands near.
-
-        A sector a lane: the program's part of ``own`` [B, T, E] or [B, T, blocks, any], all of
-        ``shared`` [B, T, any]. The result is 0; the loads are kept if it is used.
-        """
-        channels = self.shape[0] * self.width * self.beside
-        parts = [(ref, self.block * channels, channels) for ref in own if ref is not None]
-        parts += [(ref, 0, ref.shape[-1]) for ref in shared]
-        total = jnp.zeros(self.shape, jnp.float32)
-        for ref, first, width in parts:
-            place = ()
-            if ref.ndim == 4:
-                place, first, width = (self.block,), 0, ref.shape[-1]
-            sectors = max(1, width * ref.dtype.itemsize // _SECTOR_BYTES)
-            for start in range(0, count * sectors, self.lanes):
-                at = start + self.lane % min(count * sectors, self.lanes)
-                row = jnp.clip(t + at // sectors, low, high - 1)
-                column = first + at % sectors * (width // sectors)
-                value = ref[(self.row, row, *place, column)].astype(jnp.float32)
-                # Not a product alone: what is infinite or NaN is no business of this token.
-                total += jnp.where(jnp.abs(value) < 1, value, 0.0)
-        return 0.0 * total
 
     def _tokens(self, t) -> tuple:
         """Index of the tokens from t in [B, L, E], a token a lane, [warps, S, C, channels]."""
@@ -256,55 +218,6 @@ class Tile:
         joined = pallas_triton.join(values).reshape(self.shape[0], -1).T
         parts = jax.lax.split(joined, [1] * self.shape[0], axis=1)
         return sum(parts[1:], parts[0]).reshape(self.slices, self.width * len(values))
-
-    def exp2(self, x: jax.Array) -> jax.Array:
-        return jnp.exp2(x) if self.interpret else pallas_triton.exp2(x)
-
-    def _reciprocal(self, x: jax.Array) -> jax.Array:
-        return 1 / x if self.interpret else pallas_triton.reciprocal(x)
-
-    def softplus(self, x: jax.Array) -> jax.Array:
-        """``log(1 + exp(x))`` to float32's precision, also where it is small.
-
-        ``log(1 + z) = 2 atanh(z / (2 + z))``, as a series: its argument is at most 1/3.
-        """
-        z = self.exp2(-LOG2_E * jnp.abs(x))
-        ratio = z * self._reciprocal(2 + z)
-        square = ratio * ratio
-        series = jnp.full_like(x, 1 / 15)
-        for k in (13, 11, 9, 7, 5, 3, 1):
-            series = 1 / k + square * series
-        return jnp.maximum(x, 0) + 2 * ratio * series
-
-    def softplus_slope(self, x: jax.Array, softplus_x: jax.Array) -> jax.Array:
-        """Derivative of softplus."""
-        return self.exp2(LOG2_E * (x - softplus_x))
-
-    def sigmoid(self, x: jax.Array) -> jax.Array:
-        return self._reciprocal(1 + self.exp2(-LOG2_E * x))
-
-
-def walk_near(
-    rounds: int,
-    stretch: int,
-    near: Callable[[Any], jax.Array],
-    advance: Callable[[Any, Any], Any],
-    carry: Any,
-) -> Any:
-    """``advance(i, carry)`` over all rounds, ``near(i)`` called for the next ``stretch`` of them.
-
-    The hardware waits for loads by six counters a warp. Loads from memory in the loop over rounds
-    share one with loads from the cache, which then take as long; in a loop around it they do not.
-    ``carry[0]`` is a list of arrays that zeros of the form of `Tile.touch` may be added to.
-    """
-
-    def walk(j, carry):
-        zero = near((j + 1) * stretch)
-        stop = jnp.minimum((j + 1) * stretch, rounds)
-        (first, *states), *others = jax.lax.fori_loop(j * stretch, stop, advance, carry)
-        return [first + zero, *states], *others
-
-    return jax.lax.fori_loop(0, pl.cdiv(rounds, stretch), walk, carry)
 
 
 def _inner(x: list[jax.Array], y: list[jax.Array]) -> jax.Array:
