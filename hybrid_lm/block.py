@@ -81,12 +81,25 @@ class Block(nnx.Module):
                 absence.keep, mix, lambda x: _instead(mix, x, absence.instead_D), normed_BLD
             )
         mean_BD = jnp.mean(y_BLD, axis=1, dtype=jnp.float32) if observe else None
-        x_BLD = keep(x_BLD + y_BLD)
+        x_BLD = keep(_add(x_BLD, y_BLD))
         if self.has_mlp:
             with jax.named_scope("mlp"):
                 x_BLD, normed_BLD = norm(x_BLD, self.mlp_norm.scale)
-                x_BLD = x_BLD + self.mlp(normed_BLD, ctx)
+                x_BLD = _add(x_BLD, self.mlp(normed_BLD, ctx))
         return constrain(x_BLD, ("batch", "length", None)), state, mean_BD
+
+
+def _add(x_BLD: jax.Array, y_BLD: jax.Array) -> jax.Array:
+    """``x + y``, as matrices where nothing is sharded.
+
+    The product that y is takes in the addition. Given x in another shape than its own, XLA does not
+    see that x is also kept, lets the sum overwrite it, and copies it before.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return x_BLD + y_BLD
+    width = x_BLD.shape[-1]
+    return (x_BLD.reshape(-1, width) + y_BLD.reshape(-1, width)).reshape(x_BLD.shape)
 
 
 def _instead(mix, x_BLD: jax.Array, y_D: jax.Array):
