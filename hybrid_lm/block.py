@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybrid_lm.kernels.gated_mlp import gated_mlp
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.residual_norm import residual_norm
-from hybrid_lm.layers import RMSNorm, fan_in, param, project
+from hybrid_lm.layers import RMSNorm, fan_in, param
 from hybrid_lm.mixers import Context, MixerConfig
 from hybrid_lm.sharding import constrain
 
@@ -33,10 +34,15 @@ class GatedMLP(nnx.Module):
         self.up = param(rngs, (width, hidden), ("embed", "mlp"), fan_in(width))
         self.down = param(rngs, (hidden, width), ("mlp", "embed"), fan_in(hidden))
 
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        hidden = jax.nn.silu(project("bld,dm->blm", x_BLD, self.gate))
-        hidden *= project("bld,dm->blm", x_BLD, self.up)
-        return project("blm,md->bld", hidden, self.down)
+    def __call__(self, x_BLD: jax.Array, ctx: Context) -> jax.Array:
+        return gated_mlp(
+            x_BLD,
+            self.gate[...],
+            self.up[...],
+            self.down[...],
+            recomputes=ctx.recomputes,
+            implementation=ctx.implementation.gated_mlp,
+        )
 
 
 class Block(nnx.Module):
@@ -75,12 +81,25 @@ class Block(nnx.Module):
                 absence.keep, mix, lambda x: _instead(mix, x, absence.instead_D), normed_BLD
             )
         mean_BD = jnp.mean(y_BLD, axis=1, dtype=jnp.float32) if observe else None
-        x_BLD = keep(x_BLD + y_BLD)
+        x_BLD = keep(_add(x_BLD, y_BLD))
         if self.has_mlp:
             with jax.named_scope("mlp"):
                 x_BLD, normed_BLD = norm(x_BLD, self.mlp_norm.scale)
-                x_BLD = x_BLD + self.mlp(normed_BLD)
+                x_BLD = _add(x_BLD, self.mlp(normed_BLD, ctx))
         return constrain(x_BLD, ("batch", "length", None)), state, mean_BD
+
+
+def _add(x_BLD: jax.Array, y_BLD: jax.Array) -> jax.Array:
+    """``x + y``, as matrices where nothing is sharded.
+
+    The product that y is takes in the addition. Given x in another shape than its own, XLA does not
+    see that x is also kept, lets the sum overwrite it, and copies it before.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return x_BLD + y_BLD
+    width = x_BLD.shape[-1]
+    return (x_BLD.reshape(-1, width) + y_BLD.reshape(-1, width)).reshape(x_BLD.shape)
 
 
 def _instead(mix, x_BLD: jax.Array, y_D: jax.Array):

@@ -4,7 +4,7 @@ Parameters, states and their logical axes are plain nested dicts. Each group is 
 over the stacked parameters of its unit, so that the compiled program does not grow with repeats.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -218,6 +218,7 @@ class Model:
                 return module(x_BLD, ctx, state, absence, observe)
 
         if remat != "none":
+            ctx = replace(ctx, recomputes=True)
             block = jax.checkpoint(
                 block,
                 static_argnums=(0,),

@@ -57,6 +57,9 @@ class Implementation:
     residual_norm: Literal["pallas", "xla", "reference"] | None = None
     """Norms in front of mixers and MLPs: backward a GPU kernel, or the definition (as xla and as
     reference)."""
+    gated_mlp: Literal["pallas", "xla", "reference"] | None = None
+    """MLPs: gate and up as one product and a GPU kernel each way, or the definition (as xla and as
+    reference)."""
     rotary: Literal["pallas", "xla", "reference"] | None = None
     """Queries and keys, their norm and rotary positions: one product and a GPU kernel each way, or
     the definition (as xla and as reference)."""

@@ -60,6 +60,7 @@ class Context:
             promise. A row that breaks it gets NaN from the kernels that rely on it.
         capacity: past tokens that a growing state (the key/value cache) has room for. None lets
             it grow by the row's length.
+        recomputes: the backward pass makes again what costs it little, in place of keeping it.
     """
 
     positions_BL: jax.Array
@@ -70,6 +71,7 @@ class Context:
     )
     max_segments: int | None = dataclasses.field(default=None, metadata={"static": True})
     capacity: int | None = dataclasses.field(default=None, metadata={"static": True})
+    recomputes: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def of_documents(cls, batch: int, length: int, start: jax.Array | int = 0, **rest) -> "Context":

@@ -109,10 +109,13 @@ class Mamba2Mixer(nnx.Module):
                 implementation=ctx.implementation.causal_conv,
             )
 
+        # A product takes in one addition to its result, but not to a sum of products, which is what
+        # the cotangents of x would be: those of all but the first join it as one array.
+        joined_BLD = jax.lax.optimization_barrier(x_BLD)
         x_BLE, conv_x = conv("conv_x", project("bld,de->ble", x_BLD, self.x))
         # One product: that of the few steps alone would still read and write all of x and dx.
         narrow_DS = jnp.concatenate([self.bc[...], self.step[...]], axis=1)
-        narrow_BLS = precision.project("bld,ds->bls", x_BLD, narrow_DS)
+        narrow_BLS = precision.project("bld,ds->bls", joined_BLD, narrow_DS)
         step_BLH = narrow_BLS[..., self.select :]
         bc, conv_bc = conv("conv_bc", narrow_BLS, (self.select // 2,) * 2)
         shape = (batch, length, config.groups, config.state_size)
@@ -134,7 +137,7 @@ class Mamba2Mixer(nnx.Module):
         )
         y_BLD = gated_norm(
             y_BLHP.astype(x_BLD.dtype).reshape(batch, length, self.inner),
-            project("bld,de->ble", x_BLD, self.z),
+            project("bld,de->ble", joined_BLD, self.z),
             self.norm.scale[...],
             self.out[...],
             implementation=ctx.implementation.gated_norm,

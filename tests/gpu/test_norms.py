@@ -1,10 +1,11 @@
-"""The Pallas norms on the GPU: float64 truth, odd lengths, extreme inputs, repeats."""
+"""The Pallas norms and MLPs on the GPU: float64 truth, odd lengths, extreme inputs, repeats."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybrid_lm.kernels.gated_mlp import gated_mlp
 from hybrid_lm.kernels.gated_norm import gated_norm
 from hybrid_lm.kernels.residual_norm import residual_norm
 from hybrid_lm.kernels.rotary import queries_and_keys
@@ -78,3 +79,19 @@ def test_queries_and_keys_match_float64(rows, heads, dim, dtype):
         return jnp.concatenate(parts, axis=2).reshape(x.shape)
 
     check(op, 1, 1, (*rows, width), 1, dtype, (width, width))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "hidden", "recomputes"),
+    [((2, 1024, 512), 1408, True), ((2, 1024, 512), 1408, False), ((1, 96, 128), 128, True)],
+)
+def test_gated_mlp_matches_float64(shape, hidden, recomputes, dtype):
+    width = shape[-1]
+
+    def op(x, gain, weight, *, implementation):
+        gate, up, down = jnp.split(weight, 3, axis=1)
+        options = {"recomputes": recomputes, "implementation": implementation}
+        return (gated_mlp(x, gate, up, down.T, **options) * gain).astype(x.dtype)
+
+    check(op, 1, 1, shape, 1, dtype, (width, 3 * hidden))
