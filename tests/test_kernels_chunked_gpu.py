@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybrid_lm.kernels import spans
 from hybrid_lm.kernels.delta_rule import delta_rule
 from hybrid_lm.kernels.delta_rule import gpu as delta_gpu
 from hybrid_lm.kernels.ssd import gpu as ssd_gpu
@@ -61,7 +62,10 @@ def values_and_gradients(op, resets_BL, cotangents, *inputs):
 def test_ssd_equals_the_definition(monkeypatch, length, groups, packed, width):
     monkeypatch.setattr(ssd_gpu, "_CHUNK", 16)
     monkeypatch.setattr(ssd_gpu, "_PARTS", 80)
+    monkeypatch.setattr(spans, "_LEAST", 4)
     inputs, cotangents = operands(length, groups, strengths=False, width=width)
+    *inputs, log_decay, state = inputs
+    inputs = *inputs, 0.02 * log_decay, state  # so that states outlast a span
     resets_BL = starts(length) if packed else None
     forms = partial(ssd_gpu.ssd, interpret=True), partial(ssd, implementation="reference")
     got, want = (
