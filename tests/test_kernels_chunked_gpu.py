@@ -119,7 +119,7 @@ def test_delta_rule_equals_the_definition(monkeypatch, length, packed):
 
 
 @pytest.mark.parametrize(
-    ("op", "strengths", "kernels"), [(ssd_gpu.ssd, False, 7), (delta_gpu.delta_rule, True, 6)]
+    ("op", "strengths", "kernels"), [(ssd_gpu.ssd, False, 9), (delta_gpu.delta_rule, True, 8)]
 )
 def test_they_lower_for_cuda(op, strengths, kernels):
     inputs, cotangents = operands(600, HEADS, strengths=strengths, dtype=jnp.bfloat16)

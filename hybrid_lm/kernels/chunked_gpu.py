@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
-from hybrid_lm.kernels.decay import sum_decays
+from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
+from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.pallas_triton import dot
 
 _WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
@@ -63,32 +64,33 @@ def padded(x: Any, multiple: int) -> Any:
     return jnp.pad(x, [(0, 0), (0, edge)] + [(0, 0)] * (x.ndim - 2))
 
 
-def factors(log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int) -> Factors:
+def factors(
+    log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int, *, interpret: bool = False
+) -> Factors:
     """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk."""
     batch, length, heads = shape
-
-    def by_token(x):
-        """[B, chunks, C, H] -> [B, H, L]"""
-        return jnp.moveaxis(x, -1, 1).reshape(batch, heads, length)
-
-    resets = None if resets_BL is None else resets_BL.reshape(batch, -1, chunk)
+    run = jnp.zeros((batch, length // chunk, chunk), jnp.int32)
+    if resets_BL is not None:
+        run = jnp.cumsum(resets_BL.reshape(run.shape), axis=2, dtype=jnp.int32)
+    run_BL = run.reshape(batch, length)
     if log_decay_BLH is None:
-        total = jnp.zeros((batch, length // chunk, chunk, heads), jnp.float32)
+        total = jnp.zeros((batch, heads, length), jnp.float32)
+    elif resets_BL is None:
+        by_chunk = sum_decays(log_decay_BLH.reshape(*run.shape, heads), None)
+        total = jnp.moveaxis(by_chunk.reshape(batch, length, heads), 2, 1)
     else:
-        total = sum_decays(log_decay_BLH.reshape(batch, -1, chunk, heads), resets)
-    run = jnp.zeros(total.shape[:3], jnp.int32)
-    if resets is not None:
-        run = jnp.cumsum(resets, axis=2, dtype=jnp.int32)
-    last_run = run[:, :, -1:]
-    from_start = jnp.exp(jnp.where((run == 0)[..., None], total, -jnp.inf))
-    to_end = jnp.where((run == last_run)[..., None], total[:, :, -1:] - total, -jnp.inf)
-    stays = jnp.where(last_run == 0, jnp.exp(total[:, :, -1]), 0.0)
+        # Of a document without its first token, which keeps nothing.
+        log_decay_BLH = jnp.where(resets_BL[..., None], 0.0, at_least_underflow(log_decay_BLH))
+        log_decay_BHL = jnp.moveaxis(log_decay_BLH, 2, 1)
+        total: jax.Array = document_sums(log_decay_BHL, run_BL, chunk, interpret)  # pyright: ignore[reportAssignmentType]
+    by_chunk = total.reshape(batch, heads, -1, chunk)
+    run, last = run[:, None], by_chunk[..., -1:]
+    last_run = run[..., -1:]
+    from_start = jnp.exp(jnp.where(run == 0, by_chunk, -jnp.inf))
+    to_end = jnp.exp(jnp.where(run == last_run, last - by_chunk, -jnp.inf))
+    stays = jnp.where(last_run == 0, jnp.exp(last), 0.0)[..., 0]
     return Factors(
-        by_token(total),
-        by_token(from_start),
-        by_token(jnp.exp(to_end)),
-        jnp.moveaxis(stays, -1, 1),
-        run.reshape(batch, length),
+        total, from_start.reshape(total.shape), to_end.reshape(total.shape), stays, run_BL
     )
 
 

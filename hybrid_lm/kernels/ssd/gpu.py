@@ -111,7 +111,7 @@ def ssd(
 
     pad = partial(padded, multiple=_CHUNK)
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
-    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK)
+    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, interpret=interpret)
     sizes = Sizes(_CHUNK, share, parts, interpret)
     scales = None
     if strength_BLH is not None or skip_H is not None:
