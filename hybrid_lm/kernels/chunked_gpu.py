@@ -23,6 +23,7 @@ from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
 from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.pallas_triton import dot
 
+_SMALL = 128 * 64  # entries of a state of which several are loaded ahead
 _WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
 
 
@@ -118,7 +119,7 @@ def decay(total_C, run_C, *, keys_first=False):
     return jnp.exp(jnp.where(seen, gap, -jnp.inf))
 
 
-def _scaled(v_CP, scales, place):
+def scaled_values(v_CP, scales, place):
     """What is written in the end, of values at ``place`` of [B, H, L]."""
     return (v_CP * scales[0][place][:, None]).astype(v_CP.dtype) if scales else v_CP
 
@@ -135,7 +136,7 @@ def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts
         v_CP = v[batch, tokens, h, :]
         y_CP = from_start[batch, h, tokens][:, None] * dot(q_CN, before[batch, c, h, :, :])
         weights_CC = scores_CC * decay(total[batch, h, tokens], run_C)
-        y_CP += dot(weights_CC.astype(v_CP.dtype), _scaled(v_CP, scales, (batch, h, tokens)))
+        y_CP += dot(weights_CC.astype(v_CP.dtype), scaled_values(v_CP, scales, (batch, h, tokens)))
         if scales:
             y_CP += scales[1][h] * v_CP
         y[batch, tokens, h, :] = y_CP.astype(y.dtype)
@@ -153,7 +154,7 @@ def _read_gradients(k, q, v, total, run, from_start, before, after, dy, *rest, c
     def head(i, dq_CN):
         h = part * heads + i
         v_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
-        v_CP = _scaled(v_CP, scales, (batch, h, tokens))
+        v_CP = scaled_values(v_CP, scales, (batch, h, tokens))
         before_NP = before[batch, c, h, :, :]
         # Of the writes' business, but there the registers are needed.
         dstays[batch, h, c] = jnp.sum(before_NP.astype(jnp.float32) * after[batch, c, h, :, :])
@@ -179,7 +180,7 @@ def _write_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
     def head(i, dk_CN):
         h = part * heads + i
         given_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
-        v_CP = _scaled(given_CP, scales, (batch, h, tokens))
+        v_CP = scaled_values(given_CP, scales, (batch, h, tokens))
         after_NP = after[batch, c, h, :, :]
         to_end_C = to_end[batch, h, tokens][:, None]
         decay_CC = decay(total[batch, h, tokens], run_C, keys_first=True)
@@ -238,10 +239,16 @@ def by_chunk(
     )
 
 
-def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
+def by_part(kernel, outputs, operands, sizes: Sizes, **options: int) -> Any:
+    """`by_chunk` where heads share a q and k: ``kernel`` also takes ``share`` and ``parts``."""
     chunk, share, parts, interpret = sizes
-    kernel, options = partial(kernel, share=share, parts=parts), {"parts": parts, "warps": warps}
+    kernel, options = partial(kernel, share=share, parts=parts), {"parts": parts, **options}
     return by_chunk(kernel, outputs, operands, chunk=chunk, interpret=interpret, **options)
+
+
+def is_small(states) -> bool:
+    """Whether shared memory has room to load several of them ahead."""
+    return states.dtype == jnp.bfloat16 and states.shape[-2] * states.shape[-1] <= _SMALL
 
 
 def outputs(
@@ -249,7 +256,7 @@ def outputs(
 ) -> jax.Array:
     """y [B, L, H, P] in the dtype of v, from the states before the chunks [B, chunks, H, N, P]."""
     operands = (q, k, v, factors.total, factors.run, factors.from_start, before, *(scales or ()))
-    return _by_chunk(_outputs, like(v), operands, sizes)
+    return by_part(_outputs, like(v), operands, sizes, stages=3 if is_small(before) else 2)
 
 
 def gradients(
@@ -274,13 +281,13 @@ def gradients(
     per_chunk = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     operands = (k, q, v, total, run, from_start, before, after, dy, *(scales or ())[:1])
     results = (of_parts(q.dtype), vector, per_chunk)
-    dq, dfrom_start, dstays = _by_chunk(_read_gradients, results, operands, sizes)
+    dq, dfrom_start, dstays = by_part(_read_gradients, results, operands, sizes)
     dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
     results = (of_parts(k.dtype), dv, vector, vector, *((vector, per_chunk) if scales else ()))
     operands = (q, k, v, total, run, to_end, after, dy, *(scales or ()))
     kernel = partial(_write_gradients, scaled=scales is not None)
     warps = 8 if n * v.shape[-1] > _WIDE else 4
-    dk, dv, dtotal, dto_end, *dscales = _by_chunk(kernel, results, operands, sizes, warps=warps)
+    dk, dv, dtotal, dto_end, *dscales = by_part(kernel, results, operands, sizes, warps=warps)
     if sizes.parts > 1:
         dq, dk = summed(dq, q.dtype), summed(dk, k.dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]

@@ -16,6 +16,7 @@ from hybrid_lm.kernels.chunked_gpu import Factors, Scales, Sizes, padded
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.spans import walk
+from hybrid_lm.kernels.ssd import gpu_gradients
 
 _CHUNK = 64
 _LEAST_COLUMNS = 16  # that a matrix product takes
@@ -62,7 +63,8 @@ def _ssd_backward(sizes, residuals, cotangents):
     dy, dlast = cotangents
     reads = (q, dy, factors.from_start, factors.stays)
     after, dstart = _walk(*reads, dlast, sizes, reverse=True)
-    return *chunked_gpu.gradients(q, k, v, factors, before, after, dy, sizes, scales), dstart
+    of = gpu_gradients if gpu_gradients.is_worth(before, sizes) else chunked_gpu
+    return *of.gradients(q, k, v, factors, before, after, dy, sizes, scales), dstart
 
 
 _ssd.defvjp(_ssd_forward, _ssd_backward)
