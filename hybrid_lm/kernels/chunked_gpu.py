@@ -23,7 +23,7 @@ from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
 from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.pallas_triton import dot
 
-_SMALL = 128 * 64  # entries of a state of which several are loaded ahead
+_SMALL = (128, 64)  # rows and columns of a state of which several are loaded ahead
 _WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
 
 
@@ -248,7 +248,8 @@ def by_part(kernel, outputs, operands, sizes: Sizes, **options: int) -> Any:
 
 def is_small(states) -> bool:
     """Whether shared memory has room to load several of them ahead."""
-    return states.dtype == jnp.bfloat16 and states.shape[-2] * states.shape[-1] <= _SMALL
+    fits = all(size <= most for size, most in zip(states.shape[-2:], _SMALL, strict=True))
+    return fits and states.dtype == jnp.bfloat16
 
 
 def outputs(
