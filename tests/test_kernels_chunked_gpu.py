@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybrid_lm.kernels import spans
 from hybrid_lm.kernels.delta_rule import delta_rule
 from hybrid_lm.kernels.delta_rule import gpu as delta_gpu
 from hybrid_lm.kernels.ssd import gpu as ssd_gpu
@@ -61,7 +62,10 @@ def values_and_gradients(op, resets_BL, cotangents, *inputs):
 def test_ssd_equals_the_definition(monkeypatch, length, groups, packed, width):
     monkeypatch.setattr(ssd_gpu, "_CHUNK", 16)
     monkeypatch.setattr(ssd_gpu, "_PARTS", 80)
+    monkeypatch.setattr(spans, "_LEAST", 4)
     inputs, cotangents = operands(length, groups, strengths=False, width=width)
+    *inputs, log_decay, state = inputs
+    inputs = *inputs, 0.02 * log_decay, state  # so that states outlast a span
     resets_BL = starts(length) if packed else None
     forms = partial(ssd_gpu.ssd, interpret=True), partial(ssd, implementation="reference")
     got, want = (
@@ -70,10 +74,17 @@ def test_ssd_equals_the_definition(monkeypatch, length, groups, packed, width):
     assert_close(got, want)
 
 
-def test_ssd_scales_writes_and_skips_as_the_definition(monkeypatch):
+# In bfloat16, heads of a part that share q and k have gradients of their own kernels.
+@pytest.mark.parametrize(
+    ("dtype", "groups", "tolerance"), [(jnp.float32, 2, 1e-5), (jnp.bfloat16, 1, 0.005)]
+)
+def test_ssd_scales_writes_and_skips_as_the_definition(monkeypatch, dtype, groups, tolerance):
     """``strength`` and ``skip``, in the kernels and outside them."""
     monkeypatch.setattr(ssd_gpu, "_CHUNK", 16)
-    (q, k, v, strength, log_decay, state), cotangents = operands(40, 2, strengths=True)
+    if groups == 1:
+        monkeypatch.setattr(ssd_gpu, "_PARTS", 8)  # two parts of two heads
+    inputs, cotangents = operands(40, groups, strengths=True, dtype=dtype)
+    q, k, v, strength, log_decay, state = inputs
     resets_BL, skip = starts(40), jnp.arange(1.0, 1 + HEADS)
 
     def definition(q, k, v, strength, skip, log_decay, resets_BL, state):
@@ -90,12 +101,12 @@ def test_ssd_scales_writes_and_skips_as_the_definition(monkeypatch):
         return ssd(q, k, v, log_decay, resets_BL, state, **scales, implementation="xla")
 
     inputs = (q, k, v, strength, skip, log_decay, state)
+    forms = (definition, kernels, chunks) if dtype == jnp.float32 else (definition, kernels)
     want, *gots = (
-        jit(partial(values_and_gradients, op, resets_BL, cotangents))(*inputs)
-        for op in (definition, kernels, chunks)
+        jit(partial(values_and_gradients, op, resets_BL, cotangents))(*inputs) for op in forms
     )
     for got in gots:
-        assert_close(got, want)
+        assert_close(got, want, tolerance)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +126,12 @@ def test_delta_rule_equals_the_definition(monkeypatch, length, packed):
 
 
 @pytest.mark.parametrize(
-    ("op", "strengths", "kernels"), [(ssd_gpu.ssd, False, 7), (delta_gpu.delta_rule, True, 6)]
+    ("op", "groups", "kernels"),
+    [(ssd_gpu.ssd, HEADS, 9), (ssd_gpu.ssd, 1, 10), (delta_gpu.delta_rule, HEADS, 8)],
 )
-def test_they_lower_for_cuda(op, strengths, kernels):
-    inputs, cotangents = operands(600, HEADS, strengths=strengths, dtype=jnp.bfloat16)
+def test_they_lower_for_cuda(monkeypatch, op, groups, kernels):
+    monkeypatch.setattr(ssd_gpu, "_PARTS", 1)
+    strengths = op is delta_gpu.delta_rule
+    inputs, cotangents = operands(600, groups, strengths=strengths, dtype=jnp.bfloat16)
     run = partial(values_and_gradients, op, starts(600), cotangents)
     assert count_triton_kernels(run, *inputs) == kernels

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
-from hybrid_lm.kernels.decay import sum_decays
+from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
+from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.pallas_triton import dot
 
+_SMALL = (128, 64)  # rows and columns of a state of which several are loaded ahead
 _WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
 
 
@@ -63,32 +65,33 @@ def padded(x: Any, multiple: int) -> Any:
     return jnp.pad(x, [(0, 0), (0, edge)] + [(0, 0)] * (x.ndim - 2))
 
 
-def factors(log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int) -> Factors:
+def factors(
+    log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int, *, interpret: bool = False
+) -> Factors:
     """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk."""
     batch, length, heads = shape
-
-    def by_token(x):
-        """[B, chunks, C, H] -> [B, H, L]"""
-        return jnp.moveaxis(x, -1, 1).reshape(batch, heads, length)
-
-    resets = None if resets_BL is None else resets_BL.reshape(batch, -1, chunk)
+    run = jnp.zeros((batch, length // chunk, chunk), jnp.int32)
+    if resets_BL is not None:
+        run = jnp.cumsum(resets_BL.reshape(run.shape), axis=2, dtype=jnp.int32)
+    run_BL = run.reshape(batch, length)
     if log_decay_BLH is None:
-        total = jnp.zeros((batch, length // chunk, chunk, heads), jnp.float32)
+        total = jnp.zeros((batch, heads, length), jnp.float32)
+    elif resets_BL is None:
+        by_chunk = sum_decays(log_decay_BLH.reshape(*run.shape, heads), None)
+        total = jnp.moveaxis(by_chunk.reshape(batch, length, heads), 2, 1)
     else:
-        total = sum_decays(log_decay_BLH.reshape(batch, -1, chunk, heads), resets)
-    run = jnp.zeros(total.shape[:3], jnp.int32)
-    if resets is not None:
-        run = jnp.cumsum(resets, axis=2, dtype=jnp.int32)
-    last_run = run[:, :, -1:]
-    from_start = jnp.exp(jnp.where((run == 0)[..., None], total, -jnp.inf))
-    to_end = jnp.where((run == last_run)[..., None], total[:, :, -1:] - total, -jnp.inf)
-    stays = jnp.where(last_run == 0, jnp.exp(total[:, :, -1]), 0.0)
+        # Of a document without its first token, which keeps nothing.
+        log_decay_BLH = jnp.where(resets_BL[..., None], 0.0, at_least_underflow(log_decay_BLH))
+        log_decay_BHL = jnp.moveaxis(log_decay_BLH, 2, 1)
+        total: jax.Array = document_sums(log_decay_BHL, run_BL, chunk, interpret)  # pyright: ignore[reportAssignmentType]
+    by_chunk = total.reshape(batch, heads, -1, chunk)
+    run, last = run[:, None], by_chunk[..., -1:]
+    last_run = run[..., -1:]
+    from_start = jnp.exp(jnp.where(run == 0, by_chunk, -jnp.inf))
+    to_end = jnp.exp(jnp.where(run == last_run, last - by_chunk, -jnp.inf))
+    stays = jnp.where(last_run == 0, jnp.exp(last), 0.0)[..., 0]
     return Factors(
-        by_token(total),
-        by_token(from_start),
-        by_token(jnp.exp(to_end)),
-        jnp.moveaxis(stays, -1, 1),
-        run.reshape(batch, length),
+        total, from_start.reshape(total.shape), to_end.reshape(total.shape), stays, run_BL
     )
 
 
@@ -116,7 +119,7 @@ def decay(total_C, run_C, *, keys_first=False):
     return jnp.exp(jnp.where(seen, gap, -jnp.inf))
 
 
-def _scaled(v_CP, scales, place):
+def scaled_values(v_CP, scales, place):
     """What is written in the end, of values at ``place`` of [B, H, L]."""
     return (v_CP * scales[0][place][:, None]).astype(v_CP.dtype) if scales else v_CP
 
@@ -133,7 +136,7 @@ def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts
         v_CP = v[batch, tokens, h, :]
         y_CP = from_start[batch, h, tokens][:, None] * dot(q_CN, before[batch, c, h, :, :])
         weights_CC = scores_CC * decay(total[batch, h, tokens], run_C)
-        y_CP += dot(weights_CC.astype(v_CP.dtype), _scaled(v_CP, scales, (batch, h, tokens)))
+        y_CP += dot(weights_CC.astype(v_CP.dtype), scaled_values(v_CP, scales, (batch, h, tokens)))
         if scales:
             y_CP += scales[1][h] * v_CP
         y[batch, tokens, h, :] = y_CP.astype(y.dtype)
@@ -151,7 +154,7 @@ def _read_gradients(k, q, v, total, run, from_start, before, after, dy, *rest, c
     def head(i, dq_CN):
         h = part * heads + i
         v_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
-        v_CP = _scaled(v_CP, scales, (batch, h, tokens))
+        v_CP = scaled_values(v_CP, scales, (batch, h, tokens))
         before_NP = before[batch, c, h, :, :]
         # Of the writes' business, but there the registers are needed.
         dstays[batch, h, c] = jnp.sum(before_NP.astype(jnp.float32) * after[batch, c, h, :, :])
@@ -177,7 +180,7 @@ def _write_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
     def head(i, dk_CN):
         h = part * heads + i
         given_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
-        v_CP = _scaled(given_CP, scales, (batch, h, tokens))
+        v_CP = scaled_values(given_CP, scales, (batch, h, tokens))
         after_NP = after[batch, c, h, :, :]
         to_end_C = to_end[batch, h, tokens][:, None]
         decay_CC = decay(total[batch, h, tokens], run_C, keys_first=True)
@@ -236,10 +239,17 @@ def by_chunk(
     )
 
 
-def _by_chunk(kernel, outputs, operands, sizes: Sizes, *, warps: int = 4):
+def by_part(kernel, outputs, operands, sizes: Sizes, **options: int) -> Any:
+    """`by_chunk` where heads share a q and k: ``kernel`` also takes ``share`` and ``parts``."""
     chunk, share, parts, interpret = sizes
-    kernel, options = partial(kernel, share=share, parts=parts), {"parts": parts, "warps": warps}
+    kernel, options = partial(kernel, share=share, parts=parts), {"parts": parts, **options}
     return by_chunk(kernel, outputs, operands, chunk=chunk, interpret=interpret, **options)
+
+
+def is_small(states) -> bool:
+    """Whether shared memory has room to load several of them ahead."""
+    fits = all(size <= most for size, most in zip(states.shape[-2:], _SMALL, strict=True))
+    return fits and states.dtype == jnp.bfloat16
 
 
 def outputs(
@@ -247,7 +257,7 @@ def outputs(
 ) -> jax.Array:
     """y [B, L, H, P] in the dtype of v, from the states before the chunks [B, chunks, H, N, P]."""
     operands = (q, k, v, factors.total, factors.run, factors.from_start, before, *(scales or ()))
-    return _by_chunk(_outputs, like(v), operands, sizes)
+    return by_part(_outputs, like(v), operands, sizes, stages=3 if is_small(before) else 2)
 
 
 def gradients(
@@ -272,13 +282,13 @@ def gradients(
     per_chunk = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     operands = (k, q, v, total, run, from_start, before, after, dy, *(scales or ())[:1])
     results = (of_parts(q.dtype), vector, per_chunk)
-    dq, dfrom_start, dstays = _by_chunk(_read_gradients, results, operands, sizes)
+    dq, dfrom_start, dstays = by_part(_read_gradients, results, operands, sizes)
     dv = jax.ShapeDtypeStruct(v.shape, v.dtype)
     results = (of_parts(k.dtype), dv, vector, vector, *((vector, per_chunk) if scales else ()))
     operands = (q, k, v, total, run, to_end, after, dy, *(scales or ()))
     kernel = partial(_write_gradients, scaled=scales is not None)
     warps = 8 if n * v.shape[-1] > _WIDE else 4
-    dk, dv, dtotal, dto_end, *dscales = _by_chunk(kernel, results, operands, sizes, warps=warps)
+    dk, dv, dtotal, dto_end, *dscales = by_part(kernel, results, operands, sizes, warps=warps)
     if sizes.parts > 1:
         dq, dk = summed(dq, q.dtype), summed(dk, k.dtype)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]

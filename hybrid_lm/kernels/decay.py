@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 
 
+def at_least_underflow(log_decay: jax.Array) -> jax.Array:
+    """Sums of logs are subtracted later: those below that of underflow would cost precision."""
+    return jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny) - 1)
+
+
 def sum_decays(log_decay: jax.Array, resets: jax.Array | None) -> jax.Array:
     """Log decay from before the chunk, or from the start of the document in it, to each token.
 
     ``log_decay`` and the result are [B, chunks, C, ...], ``resets`` is [B, chunks, C]. A plain
     cumulative sum would let the rounding of one document depend on the documents before it.
     """
-    # The sums are subtracted later: logs below those of underflow would only cost precision.
-    log_decay = jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny) - 1)
+    log_decay = at_least_underflow(log_decay)
     if resets is None:
         return jnp.cumsum(log_decay, axis=2)
 

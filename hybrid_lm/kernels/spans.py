@@ -11,101 +11,131 @@ from jax.experimental import pallas as pl
 from hybrid_lm.kernels import pallas_triton
 
 _COLUMNS = 64  # of a state in one program
-_WALKS = 128  # programs of a walk that fill a card
+_WALKS = 128  # programs that fill a card: with as many, nothing is walked twice
+_WALKS_CUT = 256  # programs of walks that are cut: two a processor, in one wave
 _LEAST = 8  # chunks that are worth a span
 
 
-def choose_spans(v_BLHP: jax.Array, chunks: int) -> int:
-    """Into how many spans to cut the walk over so many chunks: a power of 2, 1 where rows fill."""
-    batch, _, heads, width = v_BLHP.shape
-    walks = batch * heads * -(-width // _COLUMNS)
-    spans = 1
-    while walks * spans < _WALKS and _LEAST * spans < chunks:
-        spans *= 2
-    return spans
+def choose_spans(walks: int, chunks: int) -> int:
+    """Into how many spans to cut each of so many walks over so many chunks."""
+    if walks >= _WALKS:
+        return 1
+    return max(1, min(_WALKS_CUT // walks, -(-chunks // _LEAST)))
 
 
-def _pass_states(*refs, advance, inputs, chunk, spans, columns, steps, reverse):
+def _span_walk(advance, operands, stays, saved, place, state_NP, *, sizes, block):
     """Over the chunks of a span; saves the state before each of them."""
-    operands, (start, last, *saved) = refs[:inputs], refs[inputs:]
-    row, head = pl.program_id(0), pl.program_id(1)
-    batch, span = row // spans, row % spans
-    block = pl.ds(pl.program_id(2) * columns, columns)
+    batch, span, head = place
+    chunk, chunks, steps, reverse = sizes
+    first = span * steps
+    count = steps if chunks % steps == 0 else jnp.minimum(steps, chunks - first)
 
     def step(i, state_NP):
-        c = span * steps + (steps - 1 - i if reverse else i)
-        tokens = pl.ds(c * chunk, chunk)
+        c = first + (count - 1 - i if reverse else i)
         for ref in saved:
             ref[batch, c, head, :, block] = state_NP.astype(ref.dtype)
-        return advance(*operands, state_NP, batch=batch, head=head, c=c, tokens=tokens, block=block)
+        tokens = pl.ds(c * chunk, chunk)
+        write_NP = advance(*operands, batch=batch, head=head, tokens=tokens, block=block)
+        one = stays.shape[-1] == 1
+        stay = stays[batch, head, c, 0] if one else stays[batch, head, c, :][:, None]
+        return stay * state_NP + write_NP
 
-    state_NP = jax.lax.fori_loop(0, steps, step, start[batch, span, head, :, block])
-    last[batch, span, head, :, block] = state_NP
+    return jax.lax.fori_loop(0, count, step, state_NP)
+
+
+def _leave(*refs, advance, sizes, spans, columns):
+    """What a span leaves of what it writes itself; of all but the last span."""
+    *operands, stays, end = refs
+    row, head = pl.program_id(0), pl.program_id(1)
+    block = pl.ds(pl.program_id(2) * columns, columns)
+    batch, span = row // (spans - 1), row % (spans - 1) + sizes[-1]
+    state_NP = jnp.zeros((end.shape[-2], columns), end.dtype)
+    place = batch, span, head
+    state_NP = _span_walk(advance, operands, stays, (), place, state_NP, sizes=sizes, block=block)
+    end[batch, span, head, :, block] = state_NP
+
+
+def _pass_states(*refs, advance, inputs, sizes, spans, columns):
+    """A span from the right state, which comes from what the spans before it leave."""
+    operands, (stays, start, *left, last, saved) = refs[:inputs], refs[inputs:]
+    row, head = pl.program_id(0), pl.program_id(1)
+    block = pl.ds(pl.program_id(2) * columns, columns)
+    batch, span, reverse = row // spans, row % spans, sizes[-1]
+    behind = spans - 1 - span if reverse else span
+
+    def add(i, state_NP):
+        decays, ends = left
+        s = spans - 1 - i if reverse else i
+        return decays[batch, head, s, :][:, None] * state_NP + ends[batch, s, head, :, block]
+
+    state_NP = start[batch, head, :, block]
+    if left:
+        state_NP = jax.lax.fori_loop(0, behind, add, state_NP)
+    place = batch, span, head
+    state_NP = _span_walk(
+        advance, operands, stays, (saved,), place, state_NP, sizes=sizes, block=block
+    )
+
+    @pl.when(behind == spans - 1)
+    def _():
+        last[batch, head, :, block] = state_NP
 
 
 def walk(
     advance: Callable[..., jax.Array],
     operands: tuple[jax.Array, ...],
+    stays_BHcN: jax.Array,
     start_BHNP: jax.Array,
-    decay_SBHN1: jax.Array,
     *,
-    chunks: int,
     chunk: int,
     dtype: Any,
     reverse: bool,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """With several spans: once from zero for what each leaves, once from the right states.
+    """``S <- stays S + advance(...)`` from chunk to chunk.
+
+    With several spans: once from zero for what each leaves, once from the right states.
 
     Args:
-        advance: ``advance(*operand_refs, state, batch=, head=, c=, tokens=, block=)`` -> the state
-            after chunk ``c``, of the columns ``block`` of one head.
+        advance: ``advance(*operand_refs, batch=, head=, tokens=, block=)`` -> what a chunk writes
+            to the columns ``block`` of the state of one head.
+        stays_BHcN: what is left of a state over each chunk; N may be 1.
         start_BHNP: the state before the first chunk (in reverse: after the last).
-        decay_SBHN1: what is left of a state over each of S spans; the last axes may be 1.
-        chunk: tokens of each of the ``chunks``.
+        chunk: tokens of each chunk.
         dtype: of the states before chunks.
 
     Returns:
         The state before (in reverse: after) each chunk, [B, chunks, H, N, P], and the one after the
         last (before the first).
     """
-    spans = decay_SBHN1.shape[0]
     batch, heads, n, width = start_BHNP.shape
+    chunks = stays_BHcN.shape[2]
     columns = min(width, _COLUMNS)
-    kernel = partial(
-        _pass_states,
-        advance=advance,
-        inputs=len(operands),
-        chunk=chunk,
-        spans=spans,
-        columns=columns,
-        steps=chunks // spans,
-        reverse=reverse,
-    )
-    per_span = jax.ShapeDtypeStruct((batch, spans, heads, n, width), jnp.float32)
-    per_chunk = jax.ShapeDtypeStruct((batch, chunks, heads, n, width), dtype)
+    steps = -(-chunks // choose_spans(batch * heads * width // columns, chunks))
+    spans = -(-chunks // steps)
+    sizes = chunk, chunks, steps, reverse
+    shared = {"advance": advance, "sizes": sizes, "spans": spans, "columns": columns}
 
-    def run(starts, *outputs):
+    def run(kernel, rows, outputs, *operands):
         return pallas_triton.call(
-            kernel,
-            (batch * spans, heads, width // columns),
+            partial(kernel, **shared),
+            (batch * rows, heads, width // columns),
             outputs,
-            *(*operands, starts),
+            *operands,
             warps=4,
             stages=3 if dtype == jnp.bfloat16 else 1,
             interpret=interpret,
         )
 
-    if spans == 1:
-        last, states = run(start_BHNP[:, None], per_span, per_chunk)
-        return states, last[:, 0]
-    (ends,) = run(jnp.zeros(per_span.shape, per_span.dtype), per_span)
-
-    def pass_span(state, span):
-        decay, end = span
-        return decay * state + end, state
-
-    ends = decay_SBHN1, jnp.moveaxis(ends, 1, 0)
-    _, starts = jax.lax.scan(pass_span, start_BHNP, ends, reverse=reverse)
-    last, states = run(jnp.moveaxis(starts, 0, 1), per_span, per_chunk)
-    return states, last[:, 0 if reverse else -1]
+    left = ()
+    if spans > 1:
+        edge = ((0, 0), (0, 0), (0, spans * steps - chunks), (0, 0))
+        stays = jnp.pad(stays_BHcN, edge, constant_values=1)
+        decays_BHSN = stays.reshape(batch, heads, spans, steps, -1).prod(3)
+        ends = jax.ShapeDtypeStruct((batch, spans, heads, n, width), jnp.float32)
+        left = decays_BHSN, run(_leave, spans - 1, ends, *operands, stays_BHcN)
+    last = jax.ShapeDtypeStruct(start_BHNP.shape, jnp.float32)
+    states = jax.ShapeDtypeStruct((batch, chunks, heads, n, width), dtype)
+    kernel = partial(_pass_states, inputs=len(operands))
+    last, states = run(kernel, spans, (last, states), *operands, stays_BHcN, start_BHNP, *left)
+    return states, last

@@ -9,6 +9,7 @@ import pytest
 
 from hybrid_lm.kernels.delta_rule import delta_rule
 from hybrid_lm.kernels.gla import gla
+from hybrid_lm.kernels.ssd import gpu as ssd_gpu
 from hybrid_lm.kernels.ssd import ssd
 from tests.numerics import assert_close
 
@@ -97,6 +98,13 @@ def check(op, shape: str, dtype: str, packed: bool):
 @pytest.mark.parametrize(("shape", "dtype"), SSD)
 def test_ssd_matches_float64(shape, dtype, packed):
     check(ssd, shape, dtype, packed)
+
+
+@pytest.mark.parametrize("parts", [1, 70])
+def test_ssd_of_heads_in_few_parts_matches_float64(monkeypatch, parts):
+    """One program for all heads that share q and k, or for half of them, as in large batches."""
+    monkeypatch.setattr(ssd_gpu, "_PARTS", parts)
+    check(ssd, "odd", "bfloat16", packed=True)
 
 
 @pytest.mark.parametrize("op", [delta_rule, gla], ids=["delta_rule", "gla"])

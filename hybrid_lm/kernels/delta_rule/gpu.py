@@ -221,7 +221,7 @@ def delta_rule(
     length = v_BLHP.shape[1]
     pad = partial(padded, multiple=_CHUNK)
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
-    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK)
+    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, interpret=interpret)
     beta_BHL = jnp.moveaxis(pad(beta_BLH.astype(jnp.float32)), -1, 1)
     operands = (pad(q_BLHK), pad(k_BLHK), v, beta_BHL, factors, initial_state_BHKP)
     y, last = _delta_rule(*operands, Sizes(_CHUNK, interpret=interpret))  # pyright: ignore[reportGeneralTypeIssues]

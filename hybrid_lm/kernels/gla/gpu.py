@@ -19,7 +19,7 @@ from hybrid_lm.kernels import chunked_gpu
 from hybrid_lm.kernels.chunked_gpu import by_chunk, like
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.precision import einsum_f32
-from hybrid_lm.kernels.spans import choose_spans, walk
+from hybrid_lm.kernels.spans import walk
 
 _CHUNK = 64
 _KEYS = 64  # channels of keys that one product of scores takes at a time
@@ -101,10 +101,9 @@ def _score_gradients(q, k, total, run, dscores, dq, dk, dtotal, *, chunk, keys):
     dtotal[batch, tokens, head, block] = dtotal_CK
 
 
-def _advance(k, v, stays, state_KP, *, batch, head, c, tokens, block):
-    """``S <- diag(stays) S + k^T v``"""
-    written_KP = dot(k[batch, tokens, head, :], v[batch, tokens, head, block], trans_a=True)
-    return stays[batch, c, head, :][:, None] * state_KP + written_KP
+def _written(k, v, *, batch, head, tokens, block):
+    """``k^T v``"""
+    return dot(k[batch, tokens, head, :], v[batch, tokens, head, block], trans_a=True)
 
 
 def _outputs(q, v, scores, before, y, *, chunk, columns):
@@ -197,31 +196,20 @@ def _chunk_scores_backward(interpret, residuals, dscores):
 _chunk_scores.defvjp(_chunk_scores_forward, _chunk_scores_backward)
 
 
-def _walk(k, v, stays, start_BHKP, spans: int, *, reverse: bool, interpret: bool):
+def _walk(k, v, stays, start_BHKP, *, reverse: bool, interpret: bool):
     """The state before (in reverse: after) each chunk, [B, chunks, H, K, P], and the last one."""
-    batch, chunks, heads, key_dim = stays.shape
-    decay = stays.reshape(batch, spans, chunks // spans, heads, key_dim).prod(2)[..., None]
-    return walk(
-        _advance,
-        (k, v, stays),
-        start_BHKP,
-        jnp.moveaxis(decay, 1, 0),
-        chunks=chunks,
-        chunk=_CHUNK,
-        dtype=v.dtype,
-        reverse=reverse,
-        interpret=interpret,
-    )
+    options = {"chunk": _CHUNK, "dtype": v.dtype, "reverse": reverse, "interpret": interpret}
+    return walk(_written, (k, v), jnp.moveaxis(stays, 1, 2), start_BHKP, **options)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _chunk_recurrence(q, k, v, scores, stays, start_BHKP, spans: int, interpret: bool):
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _chunk_recurrence(q, k, v, scores, stays, start_BHKP, interpret: bool):
     """Outputs in the dtype of v, and the last state; q and k decayed within their chunk."""
-    return _forward(q, k, v, scores, stays, start_BHKP, spans, interpret)[0]
+    return _forward(q, k, v, scores, stays, start_BHKP, interpret)[0]
 
 
-def _forward(q, k, v, scores, stays, start_BHKP, spans, interpret):
-    before, last = _walk(k, v, stays, start_BHKP, spans, reverse=False, interpret=interpret)
+def _forward(q, k, v, scores, stays, start_BHKP, interpret):
+    before, last = _walk(k, v, stays, start_BHKP, reverse=False, interpret=interpret)
     columns = min(v.shape[-1], _COLUMNS)
     parts = v.shape[-1] // columns
     options = {"parts": parts, "columns": columns, "interpret": interpret}
@@ -229,10 +217,10 @@ def _forward(q, k, v, scores, stays, start_BHKP, spans, interpret):
     return (y, last), (q, k, v, scores, stays, before)
 
 
-def _backward(spans, interpret, residuals, cotangents):
+def _backward(interpret, residuals, cotangents):
     q, k, v, scores, stays, before = residuals
     dy, dlast = cotangents
-    after, dstart = _walk(q, dy, stays, dlast, spans, reverse=True, interpret=interpret)
+    after, dstart = _walk(q, dy, stays, dlast, reverse=True, interpret=interpret)
     options = {"columns": min(v.shape[-1], _COLUMNS), "interpret": interpret}
     outputs = like(q), like(scores)
     dq, dscores = _by_chunk(_read_gradients, outputs, q, v, dy, before, **options)
@@ -262,11 +250,10 @@ def gla(
 ) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_lm.kernels.gla.gla`; any L."""
     batch, length, _, _ = v_BLHP.shape
-    spans = choose_spans(v_BLHP, -(-length // _CHUNK))
 
     def cut(x):
         """[B, L, ...] -> [B, chunks, C, ...]; a padded token writes nothing and keeps the state."""
-        x = chunked_gpu.padded(x, multiple=_CHUNK * spans)
+        x = chunked_gpu.padded(x, multiple=_CHUNK)
         return x.reshape(batch, -1, _CHUNK, *x.shape[2:])
 
     def by_token(x):
@@ -290,5 +277,5 @@ def gla(
     scores = _chunk_scores(*map(by_token, (q, k, total, run)), interpret)  # pyright: ignore[reportGeneralTypeIssues]
     reads, writes = (q * from_start).astype(q.dtype), (k * to_end).astype(k.dtype)
     operands = (by_token(reads), by_token(writes), by_token(v), scores, stays, initial_state_BHKP)
-    y, last = _chunk_recurrence(*operands, spans, interpret)  # pyright: ignore[reportGeneralTypeIssues]
+    y, last = _chunk_recurrence(*operands, interpret)  # pyright: ignore[reportGeneralTypeIssues]
     return y[:, :length].astype(jnp.float32), last

@@ -15,31 +15,28 @@ from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.chunked_gpu import Factors, Scales, Sizes, padded
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep
-from hybrid_lm.kernels.spans import choose_spans, walk
+from hybrid_lm.kernels.spans import walk
+from hybrid_lm.kernels.ssd import gpu_gradients
 
 _CHUNK = 64
 _LEAST_COLUMNS = 16  # that a matrix product takes
 _PARTS = 1024  # parts of heads, chunk by chunk, that fill it
 
 
-def _advance(k, v, weight, stays, state_NP, *, batch, head, c, tokens, block, share):
-    """``S <- stays S + k^T (weight v)``"""
+def _written(k, v, weight, *, batch, head, tokens, block, share):
+    """``k^T (weight v)``"""
     v_CP = v[batch, tokens, head, block]
     v_CP = (v_CP * weight[batch, head, tokens][:, None]).astype(v_CP.dtype)
-    k_CN = k[batch, tokens, head // share, :]
-    return stays[batch, head, c] * state_NP + dot(k_CN, v_CP, trans_a=True)
+    return dot(k[batch, tokens, head // share, :], v_CP, trans_a=True)
 
 
-def _walk(k, v, weight, stays, start_BHNP, spans: int, sizes: Sizes, *, reverse: bool):
+def _walk(k, v, weight, stays, start_BHNP, sizes: Sizes, *, reverse: bool):
     """The state before (in reverse: after) each chunk, [B, chunks, H, N, P], and the last one."""
-    batch, heads, chunks = stays.shape
-    decay = stays.reshape(batch, heads, spans, chunks // spans).prod(-1)[..., None, None]
     return walk(
-        partial(_advance, share=sizes.share),
-        (k, v, weight, stays),
+        partial(_written, share=sizes.share),
+        (k, v, weight),
+        stays[..., None],
         start_BHNP,
-        jnp.moveaxis(decay, 2, 0),
-        chunks=chunks,
         chunk=sizes.chunk,
         dtype=v.dtype,
         reverse=reverse,
@@ -47,26 +44,27 @@ def _walk(k, v, weight, stays, start_BHNP, spans: int, sizes: Sizes, *, reverse:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _ssd(q, k, v, factors: Factors, scales: Scales | None, start_BHNP, spans: int, sizes: Sizes):
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _ssd(q, k, v, factors: Factors, scales: Scales | None, start_BHNP, sizes: Sizes):
     """Outputs in the dtype of v, and the last state."""
-    return _ssd_forward(q, k, v, factors, scales, start_BHNP, spans, sizes)[0]
+    return _ssd_forward(q, k, v, factors, scales, start_BHNP, sizes)[0]
 
 
-def _ssd_forward(q, k, v, factors, scales, start_BHNP, spans, sizes):
+def _ssd_forward(q, k, v, factors, scales, start_BHNP, sizes):
     weight = factors.to_end if scales is None else factors.to_end * scales.strength
-    before, last = _walk(k, v, weight, factors.stays, start_BHNP, spans, sizes, reverse=False)
+    before, last = _walk(k, v, weight, factors.stays, start_BHNP, sizes, reverse=False)
     before = keep(before)
     y = keep(chunked_gpu.outputs(q, k, v, factors, before, sizes, scales))
     return (y, last), (q, k, v, factors, scales, before)
 
 
-def _ssd_backward(spans, sizes, residuals, cotangents):
+def _ssd_backward(sizes, residuals, cotangents):
     q, k, v, factors, scales, before = residuals
     dy, dlast = cotangents
     reads = (q, dy, factors.from_start, factors.stays)
-    after, dstart = _walk(*reads, dlast, spans, sizes, reverse=True)
-    return *chunked_gpu.gradients(q, k, v, factors, before, after, dy, sizes, scales), dstart
+    after, dstart = _walk(*reads, dlast, sizes, reverse=True)
+    of = gpu_gradients if gpu_gradients.is_worth(before, sizes) else chunked_gpu
+    return *of.gradients(q, k, v, factors, before, after, dy, sizes, scales), dstart
 
 
 _ssd.defvjp(_ssd_forward, _ssd_backward)
@@ -109,14 +107,13 @@ def ssd(
     groups = k_BLGN.shape[2]
     share = heads // groups
     chunks = -(-length // _CHUNK)
-    spans = choose_spans(v_BLHP, chunks)
     parts = 1
     while batch * chunks * groups * parts < _PARTS and share % (2 * parts) == 0:
         parts *= 2
 
-    pad = partial(padded, multiple=_CHUNK * spans)
+    pad = partial(padded, multiple=_CHUNK)
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
-    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK)
+    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, interpret=interpret)
     sizes = Sizes(_CHUNK, share, parts, interpret)
     scales = None
     if strength_BLH is not None or skip_H is not None:
@@ -133,7 +130,7 @@ def ssd(
             return jnp.pad(x[..., first:last], [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
         operands = (q, k, some(v), factors, scales, some(initial_state_BHNP))
-        y, state = _ssd(*operands, spans, sizes)  # pyright: ignore[reportGeneralTypeIssues]
+        y, state = _ssd(*operands, sizes)  # pyright: ignore[reportGeneralTypeIssues]
         return y[:, :length, :, : last - first], state[..., : last - first]
 
     y, last = columns(0, most)
