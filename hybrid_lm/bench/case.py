@@ -15,12 +15,14 @@ class Case(NamedTuple):
         operands: ``operands(scale)``: differentiable arrays, the length divided by ``scale``.
         implementations: that may be timed.
         flops: floating-point operations of the definition, by formula: two for a multiply-add.
+        checked: what of ``run`` is compared with the reference; None: all of it.
     """
 
     run: Callable[..., jax.Array]
     operands: Callable[[int], tuple[jax.Array, ...]]
     implementations: tuple[str, ...]
     flops: float
+    checked: Callable[..., jax.Array] | None = None
 
 
 def normal(*shapes: tuple[int, ...], dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ...]:

@@ -151,7 +151,8 @@ class Kernels:
     """Operations at the shapes of docs/kernels.md, bf16 inputs.
 
     Compiled side by side in processes of their own; on GPUs, XLA takes products from cuBLAS alone.
-    Values and gradients are checked first, on rows of 1/8 the length; a red one is not timed.
+    Values and gradients are checked first, on rows of 1/8 the length; a red one is not timed. Of a
+    layer, that is all but its projections.
     The floor is the longer of moving all inputs and outputs once, as fast as a copy, and of the
     arithmetic of the definition, as fast as a bf16 matrix product, both measured in the same run.
     With ``--output``, rows are added to those of the same device and versions that are there.
@@ -189,16 +190,20 @@ def compiled(name: str, implementation: str) -> dict[str, Program] | str:
     ``check`` on short rows, alone for the reference, then float32; ``forward`` and ``both``.
     """
     case = CASES[name]
-    run = partial(case.run, implementation=implementation)
+    run, checked = (
+        partial(what, implementation=implementation)
+        for what in (case.run, case.checked or case.run)
+    )
     short, whole = (jax.eval_shape(partial(case.operands, scale)) for scale in (_SHORT, 1))
     if implementation == _REFERENCE:
         short = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), short)
-    gradients = partial(_gradients, run)
     try:
-        programs = {"check": program(gradients, jax.eval_shape(run, *short), *short)}
+        y = jax.eval_shape(checked, *short)
+        programs = {"check": program(partial(_gradients, checked), y, *short)}
         if implementation != _REFERENCE:
             y = jax.eval_shape(run, *whole)
-            programs |= {"forward": program(run, *whole), "both": program(gradients, y, *whole)}
+            both = program(partial(_gradients, run), y, *whole)
+            programs |= {"forward": program(run, *whole), "both": both}
     except UserError as obstacle:
         return str(obstacle)
     return programs

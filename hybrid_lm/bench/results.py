@@ -1,6 +1,7 @@
 """Results: a table for the terminal, JSON and markdown with dates, device and versions."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def publish(name: str, rows: list[Row], output: Path | None, form: Form) -> None
         "versions": {package: version(package) for package in ("jax", "jaxlib", "flax")},
         "settings": form.settings,
     }
-    command = " ".join(["python -m hybrid_lm.bench", *sys.argv[1:]])
+    command = f"python -m hybrid_lm.bench {shlex.join(sys.argv[1:])}"
     runs = [{"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": command}]
     output.mkdir(parents=True, exist_ok=True)
     record = output / f"{name}.json"

@@ -4,6 +4,8 @@ That is the papers' form (Gu et al. 2022, arXiv 2111.00396 and 2206.11893), whic
 implementation of the operations: the rounding of later tokens reaches earlier outputs.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,8 +24,16 @@ _FINE = 128  # tokens of the fine powers of a row's taps
 def s4d_case(batch: int, length: int, width: int, pairs: int, *, layer: bool = False) -> Case:
     """Of B, L, D and N / 2; ``layer``: with what the mixer does after it."""
 
-    def run(u_BLD, log_rate_DN, frequency_DN, c_real_DN, c_imag_DN, *rest, implementation):
-        u_BLD = _activations(u_BLD, layer)
+    def run(
+        u_BLD,
+        log_rate_DN,
+        frequency_DN,
+        c_real_DN,
+        c_imag_DN,
+        *rest,
+        implementation,
+        projects=layer,
+    ):
         log_decay_DN = jax.lax.complex(-jnp.exp(log_rate_DN - 4), frequency_DN)
         # A layer's outputs are of the size of 1, where GELU and gate are neither 0 nor linear.
         c_DN = jax.lax.complex(c_real_DN, c_imag_DN) / (64 if layer else 1)
@@ -34,7 +44,7 @@ def s4d_case(batch: int, length: int, width: int, pairs: int, *, layer: bool = F
                 return _by_fft(u_BLD, taps_LD, **how)
             return s4d_scan(u_BLD, log_decay_DN, c_DN, implementation=implementation, **how)[0]
 
-        return _layer(scan, *rest) if layer else scan().astype(u_BLD.dtype)
+        return _layer(scan, projects, *rest) if layer else scan().astype(u_BLD.dtype)
 
     def operands(scale):
         (u_BLD,) = normal((batch, length // scale, width))
@@ -48,8 +58,7 @@ def s4_case(batch: int, length: int, width: int, pairs: int, *, layer: bool = Fa
     """As `s4d_case`."""
     legs = [jnp.asarray(v_N, jnp.complex64) for v_N in hippo_legs(2 * pairs)]
 
-    def run(u_BLD, log_step_D, c_real_DN, c_imag_DN, *rest, implementation):
-        u_BLD = _activations(u_BLD, layer)
+    def run(u_BLD, log_step_D, c_real_DN, c_imag_DN, *rest, implementation, projects=layer):
         a_DN, p_DN, b_DN = (jnp.broadcast_to(v_N, (width, pairs)) for v_N in legs)
         c_DN, step_D = jax.lax.complex(c_real_DN, c_imag_DN), jnp.exp(log_step_D / 2 - 5)
 
@@ -60,7 +69,7 @@ def s4_case(batch: int, length: int, width: int, pairs: int, *, layer: bool = Fa
             system = discretise(a_DN, p_DN, b_DN, c_DN, step_D)
             return s4(u_BLD, system, implementation=implementation, **how)[0]
 
-        return _layer(scan, *rest) if layer else scan().astype(u_BLD.dtype)
+        return _layer(scan, projects, *rest) if layer else scan().astype(u_BLD.dtype)
 
     def operands(scale):
         (u_BLD,) = normal((batch, length // scale, width))
@@ -72,8 +81,11 @@ def s4_case(batch: int, length: int, width: int, pairs: int, *, layer: bool = Fa
 
 
 def _case(run, operands, flops, channels, projected):
-    forms = ("pallas", "xla", "fft") if projected else ("pallas", "xla")
-    return Case(run, operands, forms, (flops + 4.0 * projected) * channels)
+    flops = (flops + 4.0 * projected) * channels
+    if not projected:
+        return Case(run, operands, ("pallas", "xla"), flops)
+    # The projections round to bf16 several times in a row, and are the same in all forms.
+    return Case(run, operands, ("pallas", "xla", "fft"), flops, partial(run, projects=False))
 
 
 def _after(layer, width):
@@ -81,13 +93,10 @@ def _after(layer, width):
     return normal((width,), (width, width), (width, width), dtype=jnp.float32) if layer else ()
 
 
-def _activations(u_BLD, layer):
-    """Of a layer, in bf16 for the reference too: its forms differ in the recurrence alone."""
-    return u_BLD.astype(jnp.bfloat16) if layer else u_BLD
-
-
-def _layer(scan, skip_D, out_ED, gate_ED):
+def _layer(scan, projects, skip_D, out_ED, gate_ED):
     y_BLD = scan(skip_D=skip_D, gelu=True)
+    if not projects:
+        return y_BLD
     out, gate = (nnx.Param(weight_ED / len(weight_ED) ** 0.5) for weight_ED in (out_ED, gate_ED))
     return gated_linear_unit(y_BLD, out, gate)
 
