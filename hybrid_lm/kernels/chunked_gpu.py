@@ -20,7 +20,6 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
-from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.pallas_triton import dot
 
 _SMALL = (128, 64)  # rows and columns of a state of which several are loaded ahead
@@ -66,9 +65,16 @@ def padded(x: Any, multiple: int) -> Any:
 
 
 def factors(
-    log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int, *, interpret: bool = False
+    log_decay_BLH,
+    resets_BL,
+    shape: tuple[int, ...],
+    chunk: int,
+    sums: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Factors:
-    """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk."""
+    """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk.
+
+    ``sums(log_decay_BHL, run_BL)``: sums inside documents by a kernel; None: XLA makes them.
+    """
     batch, length, heads = shape
     run = jnp.zeros((batch, length // chunk, chunk), jnp.int32)
     if resets_BL is not None:
@@ -76,14 +82,14 @@ def factors(
     run_BL = run.reshape(batch, length)
     if log_decay_BLH is None:
         total = jnp.zeros((batch, heads, length), jnp.float32)
-    elif resets_BL is None:
-        by_chunk = sum_decays(log_decay_BLH.reshape(*run.shape, heads), None)
+    elif resets_BL is None or sums is None:
+        resets = None if resets_BL is None else resets_BL.reshape(run.shape)
+        by_chunk = sum_decays(log_decay_BLH.reshape(*run.shape, heads), resets)
         total = jnp.moveaxis(by_chunk.reshape(batch, length, heads), 2, 1)
     else:
         # Of a document without its first token, which keeps nothing.
         log_decay_BLH = jnp.where(resets_BL[..., None], 0.0, at_least_underflow(log_decay_BLH))
-        log_decay_BHL = jnp.moveaxis(log_decay_BLH, 2, 1)
-        total: jax.Array = document_sums(log_decay_BHL, run_BL, chunk, interpret)  # pyright: ignore[reportAssignmentType]
+        total = sums(jnp.moveaxis(log_decay_BLH, 2, 1), run_BL)
     by_chunk = total.reshape(batch, heads, -1, chunk)
     run, last = run[:, None], by_chunk[..., -1:]
     last_run = run[..., -1:]

@@ -32,21 +32,21 @@ def _run(x_BHL, run_BL, chunk: int, interpret: bool, *, reverse: bool):
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def document_sums(x_BHL: jax.Array, run_BL: jax.Array, chunk: int, interpret: bool) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def document_sums(chunk: int, interpret: bool, x_BHL: jax.Array, run_BL: jax.Array) -> jax.Array:
     """``sum_j x_j`` over the tokens j up to each, of its chunk and of its document.
 
     Args:
-        x_BHL: float32, L a multiple of the chunk.
-        run_BL: int32, other in every document of a chunk.
         chunk: tokens of a chunk.
         interpret: run it as plain XLA.
+        x_BHL: float32, L a multiple of the chunk.
+        run_BL: int32, other in every document of a chunk.
     """
     return _run(x_BHL, run_BL, chunk, interpret, reverse=False)
 
 
-def _forward(x_BHL, run_BL, chunk, interpret):
-    return document_sums(x_BHL, run_BL, chunk, interpret), run_BL
+def _forward(chunk, interpret, x_BHL, run_BL):
+    return _run(x_BHL, run_BL, chunk, interpret, reverse=False), run_BL
 
 
 def _backward(chunk, interpret, run_BL, dsums_BHL):

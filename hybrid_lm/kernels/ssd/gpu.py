@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.chunked_gpu import Factors, Scales, Sizes, padded
+from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.spans import walk
@@ -113,7 +114,8 @@ def ssd(
 
     pad = partial(padded, multiple=_CHUNK)
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
-    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, interpret=interpret)
+    sums = partial(document_sums, _CHUNK, interpret)
+    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, sums)
     sizes = Sizes(_CHUNK, share, parts, interpret)
     scales = None
     if strength_BLH is not None or skip_H is not None:
