@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from hybrid_lm.kernels.dispatch import mesh_devices
 from hybrid_lm.kernels.gated_mlp import gated_mlp
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.residual_norm import residual_norm
@@ -95,8 +96,7 @@ def _add(x_BLD: jax.Array, y_BLD: jax.Array) -> jax.Array:
     The product that y is takes in the addition. Given x in another shape than its own, XLA does not
     see that x is also kept, lets the sum overwrite it, and copies it before.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
+    if mesh_devices() > 1:
         return x_BLD + y_BLD
     width = x_BLD.shape[-1]
     return (x_BLD.reshape(-1, width) + y_BLD.reshape(-1, width)).reshape(x_BLD.shape)

@@ -130,6 +130,19 @@ def scaled_values(v_CP, scales, place):
     return (v_CP * scales[0][place][:, None]).astype(v_CP.dtype) if scales else v_CP
 
 
+def put_value_gradients(dv, dscales, dv_CP, given_CP, dy_CP, scales, place) -> None:
+    """Writes the gradients of values as given, and of their scales, from that of what is written.
+
+    ``place``: row, head, chunk and its tokens.
+    """
+    batch, h, c, tokens = place
+    if scales:
+        dscales[0][batch, h, tokens] = jnp.sum(dv_CP * given_CP, axis=1)
+        dscales[1][batch, h, c] = jnp.sum(dy_CP.astype(jnp.float32) * given_CP)
+        dv_CP = scales[0][batch, h, tokens][:, None] * dv_CP + scales[1][h] * dy_CP
+    dv[batch, tokens, h, :] = dv_CP.astype(dv.dtype)
+
+
 def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts):
     *scales, y = rest
     part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
@@ -195,11 +208,7 @@ def _write_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
         # Not once for all heads: kept over the loop, it costs registers that are worth more.
         weights_CC = dot(k_CN, q_CN, trans_b=True) * decay_CC
         dv_CP = to_end_C * dwrite_CP + dot(weights_CC.astype(dy_CP.dtype), dy_CP)
-        if scales:
-            dscales[0][batch, h, tokens] = jnp.sum(dv_CP * given_CP, axis=1)
-            dscales[1][batch, h, c] = jnp.sum(dy_CP.astype(jnp.float32) * given_CP)
-            dv_CP = scales[0][batch, h, tokens][:, None] * dv_CP + scales[1][h] * dy_CP
-        dv[batch, tokens, h, :] = dv_CP.astype(dv.dtype)
+        put_value_gradients(dv, dscales, dv_CP, given_CP, dy_CP, scales, (batch, h, c, tokens))
 
         dscores_CC = dot(v_CP, dy_CP, trans_b=True)
         dgap_CC = weights_CC * dscores_CC
@@ -252,6 +261,11 @@ def by_part(kernel, outputs, operands, sizes: Sizes, **options: int) -> Any:
     return by_chunk(kernel, outputs, operands, chunk=chunk, interpret=interpret, **options)
 
 
+def summed_over_parts(d, x, sizes: Sizes) -> jax.Array:
+    """The gradient of a shared q or k ``x``, from those of the parts of its heads."""
+    return d if sizes.parts == 1 else d.reshape(*x.shape[:3], -1, x.shape[3]).sum(3).astype(x.dtype)
+
+
 def is_small(states) -> bool:
     """Whether shared memory has room to load several of them ahead."""
     fits = all(size <= most for size, most in zip(states.shape[-2:], _SMALL, strict=True))
@@ -281,9 +295,6 @@ def gradients(
         dtype = jnp.float32 if sizes.parts > 1 else dtype
         return jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
 
-    def summed(d, dtype):
-        return d.reshape(*q.shape[:3], -1, n).sum(3).astype(dtype)
-
     vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
     per_chunk = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     operands = (k, q, v, total, run, from_start, before, after, dy, *(scales or ())[:1])
@@ -295,8 +306,7 @@ def gradients(
     kernel = partial(_write_gradients, scaled=scales is not None)
     warps = 8 if n * v.shape[-1] > _WIDE else 4
     dk, dv, dtotal, dto_end, *dscales = by_part(kernel, results, operands, sizes, warps=warps)
-    if sizes.parts > 1:
-        dq, dk = summed(dq, q.dtype), summed(dk, k.dtype)
+    dq, dk = summed_over_parts(dq, q, sizes), summed_over_parts(dk, k, sizes)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
     if scales is not None:
         dscales = Scales(dscales[0], dscales[1].sum((0, 2)))

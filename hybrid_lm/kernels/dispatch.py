@@ -125,10 +125,15 @@ def kernel_obstacle(values: jax.Array) -> str | None:
         return "it computes in float32"
     if values.shape[1] == 1:
         return "a row of one token"
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        return f"the mesh has {mesh.size} devices"
+    if (devices := mesh_devices()) > 1:
+        return f"the mesh has {devices} devices"
     return None
+
+
+def mesh_devices() -> int:
+    """Devices of the mesh in use; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
 
 
 def on_gpu() -> bool:

@@ -18,7 +18,9 @@ from hybrid_lm.kernels.chunked_gpu import (
     decay,
     is_small,
     like,
+    put_value_gradients,
     scaled_values,
+    summed_over_parts,
 )
 from hybrid_lm.kernels.pallas_triton import dot
 
@@ -43,11 +45,7 @@ def _inner_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
         weights_CC = scores_CC * decay_CC
         dv_CP = to_end[batch, h, tokens][:, None] * dot(k_CN, after[batch, c, h, :, :])
         dv_CP += dot(weights_CC.astype(dy_CP.dtype), dy_CP)
-        if scales:
-            dscales[0][batch, h, tokens] = jnp.sum(dv_CP * given_CP, axis=1)
-            dscales[1][batch, h, c] = jnp.sum(dy_CP.astype(jnp.float32) * given_CP)
-            dv_CP = scales[0][batch, h, tokens][:, None] * dv_CP + scales[1][h] * dy_CP
-        dv[batch, tokens, h, :] = dv_CP.astype(dv.dtype)
+        put_value_gradients(dv, dscales, dv_CP, given_CP, dy_CP, scales, (batch, h, c, tokens))
 
         dweights_CC = dot(v_CP, dy_CP, trans_b=True)
         dgap_CC = weights_CC * dweights_CC
@@ -102,9 +100,6 @@ def gradients(
     def of_parts(width, dtype):
         return jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, width), dtype)
 
-    def summed(d, dtype):
-        return d if sizes.parts == 1 else d.reshape(*q.shape[:3], -1, n).sum(3).astype(dtype)
-
     vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
     per_chunk = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     results = (like(v), of_parts(sizes.chunk, q.dtype), vector)
@@ -126,4 +121,5 @@ def gradients(
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
     if scales is not None:
         dscales = Scales(dscales[0], dscales[1].sum((0, 2)))
-    return summed(dq, q.dtype), summed(dk, k.dtype), dv, dfactors, dscales or None
+    dq, dk = summed_over_parts(dq, q, sizes), summed_over_parts(dk, k, sizes)
+    return dq, dk, dv, dfactors, dscales or None
