@@ -5,9 +5,9 @@ before each chunk (`outputs`) and, backwards, the cotangent of the state after i
 How the states are found is the recurrence's own. Heads that share a q and k are gone through one
 after another, so that gradients of q and k are summed in registers, in a fixed order.
 
-Decays reach the kernels as three factors of a token (made by XLA, which also differentiates them):
-``total``, the log decay since the start of the chunk; ``from_start`` and ``to_end``, what is left
-at the token of the state before the chunk, and at the end of the chunk of what the token writes.
+Decays reach the kernels as three factors of a token (`gpu_factors`): ``total``, the log decay since
+the start of the chunk; ``from_start`` and ``to_end``, what is left at the token of the state before
+the chunk, and at the end of the chunk of what the token writes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,9 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
+from hybrid_lm.kernels.decay_gpu import token_decays
 from hybrid_lm.kernels.pallas_triton import dot
+from hybrid_lm.kernels.remat import keep
 
 _SMALL = (128, 64)  # rows and columns of a state of which several are loaded ahead
 _WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
@@ -64,41 +66,49 @@ def padded(x: Any, multiple: int) -> Any:
     return jnp.pad(x, [(0, 0), (0, edge)] + [(0, 0)] * (x.ndim - 2))
 
 
-def factors(
-    log_decay_BLH,
-    resets_BL,
-    shape: tuple[int, ...],
-    chunk: int,
-    sums: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> Factors:
-    """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk.
-
-    ``sums(log_decay_BHL, run_BL)``: sums inside documents by a kernel; None: XLA makes them.
-    """
+def factors(log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int) -> Factors:
+    """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk, by XLA."""
     batch, length, heads = shape
-    run = jnp.zeros((batch, length // chunk, chunk), jnp.int32)
-    if resets_BL is not None:
-        run = jnp.cumsum(resets_BL.reshape(run.shape), axis=2, dtype=jnp.int32)
-    run_BL = run.reshape(batch, length)
+    run_BL = _runs(resets_BL, shape, chunk)
+    run = run_BL.reshape(batch, 1, -1, chunk)
     if log_decay_BLH is None:
         total = jnp.zeros((batch, heads, length), jnp.float32)
-    elif resets_BL is None or sums is None:
-        resets = None if resets_BL is None else resets_BL.reshape(run.shape)
-        by_chunk = sum_decays(log_decay_BLH.reshape(*run.shape, heads), resets)
-        total = jnp.moveaxis(by_chunk.reshape(batch, length, heads), 2, 1)
     else:
-        # Of a document without its first token, which keeps nothing.
-        log_decay_BLH = jnp.where(resets_BL[..., None], 0.0, at_least_underflow(log_decay_BLH))
-        total = sums(jnp.moveaxis(log_decay_BLH, 2, 1), run_BL)
+        resets = None if resets_BL is None else resets_BL.reshape(batch, -1, chunk)
+        by_chunk = sum_decays(log_decay_BLH.reshape(batch, -1, chunk, heads), resets)
+        total = jnp.moveaxis(by_chunk.reshape(batch, length, heads), 2, 1)
     by_chunk = total.reshape(batch, heads, -1, chunk)
-    run, last = run[:, None], by_chunk[..., -1:]
-    last_run = run[..., -1:]
+    last, last_run = by_chunk[..., -1:], run[..., -1:]
     from_start = jnp.exp(jnp.where(run == 0, by_chunk, -jnp.inf))
     to_end = jnp.exp(jnp.where(run == last_run, last - by_chunk, -jnp.inf))
     stays = jnp.where(last_run == 0, jnp.exp(last), 0.0)[..., 0]
     return Factors(
         total, from_start.reshape(total.shape), to_end.reshape(total.shape), stays, run_BL
     )
+
+
+def gpu_factors(
+    log_decay_BLH, strength_BLH, resets_BL, shape: tuple[int, ...], chunk: int, interpret: bool
+) -> tuple[Factors, jax.Array | None]:
+    """`factors`, and the strengths as [B, H, L]; where tokens decay, both by one kernel."""
+    if log_decay_BLH is None:
+        strength = None if strength_BLH is None else jnp.moveaxis(strength_BLH, 2, 1)
+        return factors(None, resets_BL, shape, chunk), strength
+    log_decay_BLH = at_least_underflow(log_decay_BLH)
+    if resets_BL is not None:  # of a document without its first token, which keeps nothing
+        log_decay_BLH = jnp.where(resets_BL[..., None], 0.0, log_decay_BLH)
+    run_BL = _runs(resets_BL, shape, chunk)
+    decays: Any = token_decays(chunk, interpret, log_decay_BLH, strength_BLH, run_BL)
+    total, from_start, to_end, stays, strength = decays
+    return Factors(total, from_start, to_end, stays, run_BL), strength
+
+
+def _runs(resets_BL, shape: tuple[int, ...], chunk: int) -> jax.Array:
+    batch, length, _ = shape
+    if resets_BL is None:
+        return jnp.zeros((batch, length), jnp.int32)
+    by_chunk = resets_BL.reshape(batch, -1, chunk)
+    return keep(jnp.cumsum(by_chunk, axis=2, dtype=jnp.int32).reshape(batch, length))
 
 
 def states_obstacle(key_dim: int, width: int, *, least: int = 16) -> str | None:

@@ -16,7 +16,6 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, by_chunk, decay, like, padded
-from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.delta_rule.gpu_gradients import below_diagonal, chunk_gradients
 from hybrid_lm.kernels.pallas_triton import dot
 
@@ -222,9 +221,8 @@ def delta_rule(
     length = v_BLHP.shape[1]
     pad = partial(padded, multiple=_CHUNK)
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
-    sums = partial(document_sums, _CHUNK, interpret)
-    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, sums)
-    beta_BHL = jnp.moveaxis(pad(beta_BLH.astype(jnp.float32)), -1, 1)
+    given = log_decay, pad(beta_BLH.astype(jnp.float32)), resets
+    factors, beta_BHL = chunked_gpu.gpu_factors(*given, v.shape[:3], _CHUNK, interpret)
     operands = (pad(q_BLHK), pad(k_BLHK), v, beta_BHL, factors, initial_state_BHKP)
     y, last = _delta_rule(*operands, Sizes(_CHUNK, interpret=interpret))  # pyright: ignore[reportGeneralTypeIssues]
     return y[:, :length].astype(jnp.float32), last
