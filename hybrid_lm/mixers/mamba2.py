@@ -12,6 +12,7 @@ from hybrid_lm.errors import UserError
 from hybrid_lm.kernels import precision
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.gated_norm import gated_norm
+from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.ssd import ssd
 from hybrid_lm.layers import RMSNorm, fan_in, param, project, symmetric_uniform
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
@@ -119,7 +120,7 @@ class Mamba2Mixer(nnx.Module):
         step_BLH = narrow_BLS[..., self.select :]
         bc, conv_bc = conv("conv_bc", narrow_BLS, (self.select // 2,) * 2)
         shape = (batch, length, config.groups, config.state_size)
-        b_BLGN, c_BLGN = (a_BLS.reshape(shape) for a_BLS in bc)
+        b_BLGN, c_BLGN = (keep(a_BLS).reshape(shape) for a_BLS in bc)
         wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
         step_BLH = jax.nn.softplus(step_BLH.astype(wide) + self.step_bias[...])
         x_BLHP = x_BLE.reshape(batch, length, self.heads, config.head_dim)
