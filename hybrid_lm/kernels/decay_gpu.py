@@ -34,6 +34,12 @@ class _Tile:
         """Where it is in [B, H, L]."""
         return self.batch, self.head_H[:, None], self.token_C[None, :]
 
+    def totals(self, total):
+        """Where they are in [B, H, L], or whole parts and rests in [B, H, 2, L]."""
+        batch, heads, tokens = self.in_BHL()
+        of = [()] if len(total.shape) == 3 else [(0,), (1,)]
+        return [(batch, heads, *n, tokens) for n in of]
+
     def in_BLH(self):
         return self.batch, self.token_C[None, :], self.head_H[:, None]
 
@@ -52,13 +58,13 @@ def _product(x_HC, seen_CC):
     return total_HC
 
 
-def _factors(total_HC, run_C):
-    """from_start_HC, to_end_HC, stays_H."""
+def _factors(totals_HC, run_C):
+    """from_start_HC, to_end_HC, stays_H; of totals in one part or in two."""
     is_last_C = jnp.arange(run_C.shape[0]) == run_C.shape[0] - 1
-    last_H = jnp.sum(jnp.where(is_last_C[None, :], total_HC, 0.0), axis=1)
-    last_run = jnp.max(run_C)
+    lasts_H = [jnp.sum(jnp.where(is_last_C[None, :], x, 0.0), axis=1) for x in totals_HC]
+    total_HC, last_H, last_run = sum(totals_HC), sum(lasts_H), jnp.max(run_C)
     from_start_HC = jnp.exp(jnp.where((run_C == 0)[None, :], total_HC, -jnp.inf))
-    gap_HC = last_H[:, None] - total_HC
+    gap_HC = sum(x_H[:, None] - x_HC for x_H, x_HC in zip(lasts_H, totals_HC, strict=True))
     to_end_HC = jnp.exp(jnp.where((run_C == last_run)[None, :], gap_HC, -jnp.inf))
     return from_start_HC, to_end_HC, jnp.where(last_run == 0, jnp.exp(last_H), 0.0)
 
@@ -67,9 +73,13 @@ def _forward_kernel(log_decay, run, *refs, chunk, heads, scaled):
     given, (total, from_start, to_end, stays, *strength) = refs[:scaled], refs[scaled:]
     tile, i = _Tile(run, heads, chunk), jnp.arange(chunk)
     seen_CC = (i[:, None] <= i[None, :]) & (tile.run_C[:, None] == tile.run_C[None, :])
-    total_HC = _product(load(log_decay, tile.in_BLH(), tile.mask_HC), seen_CC)
-    from_start_HC, to_end_HC, stays_H = _factors(total_HC, tile.run_C)
-    store(total, tile.in_BHL(), total_HC, tile.mask_HC)
+    places, log_decay_HC = tile.totals(total), load(log_decay, tile.in_BLH(), tile.mask_HC)
+    whole_HC = jnp.floor(log_decay_HC + 0.5)
+    parts = (log_decay_HC,) if len(places) == 1 else (whole_HC, log_decay_HC - whole_HC)
+    totals_HC = [_product(part_HC, seen_CC) for part_HC in parts]
+    from_start_HC, to_end_HC, stays_H = _factors(totals_HC, tile.run_C)
+    for place, total_HC in zip(places, totals_HC, strict=True):
+        store(total, place, total_HC, tile.mask_HC)
     store(from_start, tile.in_BHL(), from_start_HC, tile.mask_HC)
     store(to_end, tile.in_BHL(), to_end_HC, tile.mask_HC)
     store(stays, tile.in_BHc(), stays_H, tile.mask_H)
@@ -85,9 +95,11 @@ def _backward_kernel(total, run, dtotal, dfrom_start, dto_end, dstays, *refs, ch
     def of(ref):
         return load(ref, tile.in_BHL(), tile.mask_HC)
 
-    from_start_HC, to_end_HC, stays_H = _factors(of(total), tile.run_C)
+    totals_HC = [load(total, place, tile.mask_HC) for place in tile.totals(total)]
+    from_start_HC, to_end_HC, stays_H = _factors(totals_HC, tile.run_C)
     kept_HC = of(dto_end) * to_end_HC
-    dtotal_HC = of(dtotal) + of(dfrom_start) * from_start_HC - kept_HC
+    dtotal_HC = load(dtotal, tile.totals(total)[0], tile.mask_HC)
+    dtotal_HC += of(dfrom_start) * from_start_HC - kept_HC
     dlast_H = jnp.sum(kept_HC, axis=1) + load(dstays, tile.in_BHc(), tile.mask_H) * stays_H
     dtotal_HC += jnp.where((i == chunk - 1)[None, :], dlast_H[:, None], 0.0)
     seen_CC = (i[:, None] >= i[None, :]) & (tile.run_C[:, None] == tile.run_C[None, :])
@@ -110,9 +122,10 @@ def _call(kernel, outputs, heads: int, chunk: int, interpret: bool, scaled: bool
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def token_decays(
     chunk: int,
+    exact: bool,
     interpret: bool,
     log_decay_BLH: jax.Array,
     strength_BLH: jax.Array | None,
@@ -122,6 +135,7 @@ def token_decays(
 
     Args:
         chunk: tokens of a chunk.
+        exact: whether differences of ``total`` are worth float32 where it is large.
         interpret: run it as plain XLA.
         log_decay_BLH: float32, finite, L a multiple of the chunk; 0 at the start of a document.
         strength_BLH: float32, of each token's write.
@@ -129,29 +143,33 @@ def token_decays(
 
     Returns:
         ``total``, ``from_start``, ``to_end`` and ``stays`` of `chunked_gpu.Factors`, and the
-        strengths as [B, H, L].
+        strengths as [B, H, L]. Where exact, ``total`` is float32 [B, H, 2, L]: of the decays
+        rounded to whole numbers, whose sums and differences are exact, and of the rest. Only the
+        gradient of the first is read, which is that of both.
     """
     batch, length, heads = log_decay_BLH.shape
     scaled = strength_BLH is not None
     by_head = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
     by_chunk = jax.ShapeDtypeStruct((batch, heads, length // chunk), jnp.float32)
-    outputs = by_head, by_head, by_head, by_chunk, *(by_head,) * scaled
+    total = jax.ShapeDtypeStruct((batch, heads, *(2,) * exact, length), jnp.float32)
+    outputs = total, by_head, by_head, by_chunk, *(by_head,) * scaled
     operands = run_BL, log_decay_BLH, *((strength_BLH,) if scaled else ())
     results = _call(_forward_kernel, outputs, heads, chunk, interpret, scaled, *operands)
     total, from_start, to_end, stays, *strength = results
     return total, from_start, to_end, stays, strength[0] if scaled else None
 
 
-def _forward(chunk, interpret, log_decay_BLH, strength_BLH, run_BL):
-    results = token_decays(chunk, interpret, log_decay_BLH, strength_BLH, run_BL)
+def _forward(chunk, exact, interpret, log_decay_BLH, strength_BLH, run_BL):
+    results = token_decays(chunk, exact, interpret, log_decay_BLH, strength_BLH, run_BL)
     # Little memory, and else all of it is made again where layers are recomputed.
     results = jax.tree.map(keep, results)
     return results, (results[0], run_BL)
 
 
-def _backward(chunk, interpret, residuals, cotangents):
+def _backward(chunk, exact, interpret, residuals, cotangents):
+    del exact
     total, run_BL = residuals
-    batch, heads, length = total.shape
+    batch, heads, *_, length = total.shape
     *_, dstrength = cotangents
     scaled = dstrength is not None
     outputs = (jax.ShapeDtypeStruct((batch, length, heads), jnp.float32),) * (1 + scaled)

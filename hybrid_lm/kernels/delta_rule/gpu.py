@@ -53,7 +53,7 @@ def _solve(k, v, beta, total, run, from_start, inverse, w, u, *, chunk):
     tokens = pl.ds(c * chunk, chunk)
     k_CK, v_CP = k[batch, tokens, head, :], v[batch, tokens, head, :]
     beta_C = beta[batch, head, tokens]
-    n_CC = dot(k_CK, k_CK, trans_b=True) * decay(total[batch, head, tokens], run[batch, tokens])
+    n_CC = dot(k_CK, k_CK, trans_b=True) * decay(total, (batch, head, tokens), run[batch, tokens])
     inverse_CC = _inverse(jnp.where(below_diagonal(chunk), beta_C[:, None] * n_CC, 0.0))
     inverse[batch, head, tokens, :] = inverse_CC.astype(inverse.dtype)
     # W and U are what every later product starts from.
@@ -88,7 +88,7 @@ def _read_writes(q, k, total, run, dy, dwrites, *, chunk):
     tokens = pl.ds(c * chunk, chunk)
     dy_CP = dy[batch, tokens, head, :]
     scores_CC = dot(k[batch, tokens, head, :], q[batch, tokens, head, :], trans_b=True)
-    scores_CC *= decay(total[batch, head, tokens], run[batch, tokens], keys_first=True)
+    scores_CC *= decay(total, (batch, head, tokens), run[batch, tokens], keys_first=True)
     dwrites[batch, tokens, head, :] = dot(scores_CC.astype(dy_CP.dtype), dy_CP).astype(dy_CP.dtype)
 
 

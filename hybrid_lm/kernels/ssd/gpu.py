@@ -117,12 +117,14 @@ def ssd(
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
     strength = None if strength_BLH is None else pad(strength_BLH)
     operands = log_decay, strength, resets
-    factors, strength = chunked_gpu.gpu_factors(*operands, v.shape[:3], _CHUNK, interpret)
+    factors, strength = chunked_gpu.gpu_factors(
+        *operands, v.shape[:3], _CHUNK, interpret, exact=v.dtype == jnp.float32
+    )
     sizes = Sizes(_CHUNK, share, parts, interpret)
     scales = None
     if strength is not None or skip_H is not None:
         if strength is None:
-            strength = jnp.ones(factors.total.shape, jnp.float32)
+            strength = jnp.ones(factors.from_start.shape, jnp.float32)
         if skip_H is None:
             skip_H = jnp.zeros(heads, jnp.float32)
         scales = Scales(strength, skip_H)
