@@ -6,12 +6,18 @@ from typing import Any
 import jax
 
 _TRITON = "__gpu$xla.gpu.triton"
+_MOSAIC_GPU = "mosaic_gpu_v2"
 _MOSAIC_TPU = "tpu_custom_call"
 
 
 def count_triton_kernels(function: Callable[..., Any], *operands: Any) -> int:
-    """Pallas kernels in ``function``, lowered for CUDA."""
+    """Pallas kernels of Triton in ``function``, lowered for CUDA."""
     return _lowered(function, operands, "NVIDIA H100 80GB HBM3", "cuda").count(_TRITON)
+
+
+def count_mosaic_gpu_kernels(function: Callable[..., Any], *operands: Any) -> int:
+    """Pallas kernels for Hopper in ``function``, lowered for CUDA."""
+    return _lowered(function, operands, "NVIDIA H100 80GB HBM3", "cuda").count(f"@{_MOSAIC_GPU}(")
 
 
 def count_tpu_kernels(function: Callable[..., Any], *operands: Any) -> int:
@@ -27,6 +33,8 @@ def _lowered(function, operands, device: str, platform: str) -> str:
         exported = jax.export.export(
             jax.jit(function),
             platforms=[platform],
-            disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(_TRITON)],
+            disabled_checks=[
+                jax.export.DisabledSafetyCheck.custom_call(kind) for kind in (_TRITON, _MOSAIC_GPU)
+            ],
         )(*operands)
     return exported.mlir_module()

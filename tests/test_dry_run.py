@@ -65,7 +65,8 @@ def test_it_says_what_is_known_and_leaves_nothing_behind(config, tmp_path):
     assert model.group_cost(early, 8192, "float32").state_bytes == 8192 * 2 * 16 * 4 + 8
     assert re.search(r"early .* 1 MiB", text)
     assert "mesh: data 1, seq 1, model 1; 1 of 8 x cpu" in text
-    assert "attention: using xla (not cudnn: the device is not a GPU)" in text
+    assert "attention: using xla (not pallas: the device is not a Hopper GPU; cudnn: " in text
+    assert "cudnn: the device is not a GPU)" in text
     assert "ssd: using xla" in text
     assert f"{config.data.source}, to be prepared" in text
     assert "1,000 steps of 8 rows x 64 = 512 tokens" in text

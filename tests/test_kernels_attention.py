@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from hybrid_lm.errors import UserError
-from hybrid_lm.kernels.attention import attention
+from hybrid_lm.kernels.attention import attention, gpu
 from hybrid_lm.kernels.dispatch import on_gpu
+from tests.lowering import count_mosaic_gpu_kernels
 from tests.numerics import assert_close, jit, random_weights, weighted_sum
 
 BATCH, LENGTH, HEADS, K, P = 2, 29, 4, 6, 5
@@ -123,3 +124,11 @@ def test_naming_an_implementation_that_cannot_run_is_an_error():
     x_BLHK = jnp.zeros((1, 8, 1, 8), jnp.bfloat16)
     with pytest.raises(UserError, match="'cudnn' cannot run here: the device is not a GPU"):
         attention(x_BLHK, x_BLHK, x_BLHK, implementation="cudnn")
+    with pytest.raises(UserError, match="'pallas' cannot run here: the device is not a Hopper GPU"):
+        attention(x_BLHK, x_BLHK, x_BLHK, implementation="pallas")
+
+
+def test_the_kernels_lower_for_hopper():
+    x_BLHK = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
+    gradients = jax.grad(lambda *qkv: gpu.attention(*qkv).astype(jnp.float32).sum(), (0, 1, 2))
+    assert count_mosaic_gpu_kernels(gradients, x_BLHK, x_BLHK, x_BLHK) == 2

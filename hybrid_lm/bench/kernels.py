@@ -47,7 +47,8 @@ def _attention(batch, length, heads, dim, documents=1, window=None) -> Case:
 
     own, reach = length // documents, window or length
     pairs = documents * sum(min(place + 1, reach) for place in range(own))  # query, key; in a row
-    return Case(run, operands, ("cudnn", "xla"), 4.0 * batch * heads * dim * pairs)
+    own_kernels = ("pallas",) if dim == 64 else ()
+    return Case(run, operands, (*own_kernels, "cudnn", "xla"), 4.0 * batch * heads * dim * pairs)
 
 
 def _causal_conv(batch, length, inner, taps, documents=1) -> Case:
@@ -140,6 +141,7 @@ CASES = {
     "causal conv B1 L65536 E2048 W4, silu": _causal_conv(1, 65536, 2048, 4),
     "causal conv B1 L65536 E2048 W4, silu, 32 documents": _causal_conv(1, 65536, 2048, 4, 32),
     "attention B4 L8192 H16 K128": _attention(4, 8192, 16, 128),
+    "attention B8 L8192 H8 K64": _attention(8, 8192, 8, 64),
     "attention, 4 documents a row": _attention(4, 8192, 16, 128, documents=4),
     "attention, window 1024": _attention(4, 8192, 16, 128, window=1024),
     "attention, window 1024, 4 documents": _attention(4, 8192, 16, 128, 4, 1024),

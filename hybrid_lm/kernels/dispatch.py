@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 class Implementation:
     """One choice per operation; None takes the best that supports the device and shapes."""
 
-    attention: Literal["cudnn", "xla", "reference"] | None = None
-    """Softmax attention: cuDNN's fused kernel (GPU, bf16), blocks with online softmax, or naive."""
+    attention: Literal["pallas", "cudnn", "xla", "reference"] | None = None
+    """Softmax attention: Hopper kernels (bf16, one document a row), cuDNN's fused kernel (GPU,
+    bf16), blocks with online softmax, or naive."""
     block_attention: Literal["pallas", "xla", "reference"] | None = None
     """Attention to chosen blocks: GPU kernels (bf16, one document a row), gathered matrix products,
     or the whole matrix masked."""

@@ -1,4 +1,4 @@
-"""cuDNN attention on the GPU: values and gradients against float64, packed rows included.
+"""Attention on the GPU, cuDNN and kernels: values and gradients against float64, packed rows too.
 
 Run by ``make test-gpu`` on a machine with a GPU; `make test` does not collect this folder.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_lm.kernels.attention import attention
+from hybrid_lm.kernels.attention import attention, gpu
 
 LENGTH = 512
 
@@ -30,8 +30,8 @@ def truth(q, k, v, starts, window):
     """Masked softmax attention in float64."""
     share = q.shape[2] // k.shape[2]
     k, v = (np.repeat(x, share, axis=2) for x in (k, v))
-    place = np.arange(LENGTH)
-    first = np.zeros((q.shape[0], LENGTH), int) if starts is None else starts
+    place = np.arange(q.shape[1])
+    first = np.zeros(q.shape[:2], int) if starts is None else starts
     if window is not None:
         first = np.maximum(first, place - window + 1)
     seen = (place >= first[..., None]) & (place <= place[:, None])
@@ -84,6 +84,20 @@ def test_cudnn_matches_float64(kind, window, heads, kv_heads, dim):
     assert relative_rmse(y, want) <= 0.005
     wants = truth_gradients(q64, k64, v64, weights, want, dy64)
     for got, want in zip(gradients, wants, strict=True):
+        assert relative_rmse(got, want) <= 0.005
+
+
+@pytest.mark.parametrize(("batch", "length", "heads"), [(3, 128, 4), (1, 384, 2), (2, 1152, 3)])
+def test_kernels_match_float64(batch, length, heads):
+    rng = np.random.default_rng(0)
+    shape = batch, length, heads, 64
+    q, k, v, dy = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for _ in range(4))
+    y, pull = jax.vjp(gpu.attention, q, k, v)
+    q64, k64, v64, dy64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v, dy))
+    weights, want = truth(q64, k64, v64, None, None)
+    assert relative_rmse(y, want) <= 0.005
+    wants = truth_gradients(q64, k64, v64, weights, want, dy64)
+    for got, want in zip(pull(dy), wants, strict=True):
         assert relative_rmse(got, want) <= 0.005
 
 

@@ -8,7 +8,7 @@ a cache.
 import jax
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.attention import cudnn, reference, xla
+from hybrid_lm.kernels.attention import cudnn, gpu, reference, xla
 from hybrid_lm.kernels.dispatch import choose
 
 
@@ -46,11 +46,14 @@ def attention(
     if window is not None and window >= keys:
         window = None
     obstacles = {
+        "pallas": gpu.obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, ends_BL, window),
         "cudnn": cudnn.obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, ends_BL, window, max_segments),
         "xla": None,
         "reference": None,
     }
     chosen = choose("attention", implementation, obstacles)
+    if chosen == "pallas":
+        return gpu.attention(q_BLHK, k_BSGK, v_BSGP)
     if chosen == "cudnn":
         return cudnn.attention(
             q_BLHK, k_BSGK, v_BSGP, starts_BL, window=window, max_segments=max_segments
