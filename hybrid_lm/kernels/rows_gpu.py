@@ -1,8 +1,4 @@
-"""What the kernels of norms share on a GPU: programs that take some whole rows after another.
-
-Neighbouring programs take neighbouring rows in every round: those that run at a time read and write
-memory side by side, not each at a place of its own.
-"""
+"""What the kernels of norms share on a GPU: programs that take some whole rows after another."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,12 +12,14 @@ from hybrid_lm.kernels import pallas_triton
 ROWS = 64
 """Of a program."""
 
-
 _WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 
 
 def rows_of(program: jax.Array, rows: int, tile: int) -> Callable[[jax.Array], pl.Slice]:
-    """The ``tile`` of all ``rows`` that a program takes in round i."""
+    """The ``tile`` of all ``rows`` that a program takes in round i: beside those of its neighbours.
+
+    Programs that run at a time then read and write memory side by side, not each at its own place.
+    """
     return lambda i: pl.ds((i * (rows // ROWS) + program) * tile, tile)
 
 
