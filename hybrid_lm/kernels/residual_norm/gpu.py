@@ -15,12 +15,10 @@ from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.residual_norm import xla
 from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, rows_of
 
-_WARP = 512  # channels of rows that a warp takes at a time
-_WARPS = 2  # of a program, at least
 
-
-def _mean(left, right):
-    """Over all channels of both halves: [T, 1]."""
+def _mean(halves_a, halves_b):
+    """Of the products, over all channels: [T, 1]."""
+    left, right = (a * b for a, b in zip(halves_a, halves_b, strict=True))
     return (jnp.sum(left + right, axis=1) / (2 * left.shape[1]))[:, None]
 
 
@@ -38,10 +36,10 @@ def _gradients(x, scale, dresidual, dnormed, dx, dscale, *, tile, epsilon):
             return [ref[tokens, cut].astype(jnp.float32) for cut in cuts]
 
         xs, dys, dresiduals = halves(x), halves(dnormed), halves(dresidual)
-        inverse_T1 = jax.lax.rsqrt(_mean(*(x_TD * x_TD for x_TD in xs)) + epsilon)
-        units = [x_TD * inverse_T1 for x_TD in xs]
         dunits = [dy * s for dy, s in zip(dys, scales, strict=True)]
-        share_T1 = _mean(*(d * u for d, u in zip(dunits, units, strict=True)))
+        inverse_T1 = jax.lax.rsqrt(_mean(xs, xs) + epsilon)
+        share_T1 = _mean(dunits, xs) * inverse_T1
+        units = [x_TD * inverse_T1 for x_TD in xs]
         for cut, direct, d, u in zip(cuts, dresiduals, dunits, units, strict=True):
             dx[tokens, cut] = (direct + inverse_T1 * (d - u * share_T1)).astype(dx.dtype)
         return [s + dy * u for s, dy, u in zip(sums, dys, units, strict=True)]
@@ -68,16 +66,8 @@ def _backward(epsilon, interpret, operands, cotangents):
         jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype),
         jax.ShapeDtypeStruct((rows // ROWS, width), jnp.float32),
     )
-    warps = max(_WARPS, width // _WARP)
-    dx_TD, dscale_PD = by_rows(
-        _gradients,
-        outputs,
-        *(x_TD, scale_D, *cotangents),
-        channels=warps * _WARP,
-        warps=warps,
-        epsilon=epsilon,
-        interpret=interpret,
-    )
+    options = {"channels": 512, "warps": 2, "epsilon": epsilon, "interpret": interpret}
+    dx_TD, dscale_PD = by_rows(_gradients, outputs, x_TD, scale_D, *cotangents, **options)
     return dx_TD, dscale_PD.sum(0)
 
 

@@ -103,7 +103,7 @@ def _backward_kernel(x, scale, cos, sin, *refs, tile, epsilon):
             for h, (d, u) in enumerate(zip(dturned, units, strict=True)):
                 sums[kind][h] += d * u
             dunits = [d * s for d, s in zip(dturned, _scales(scale, kind), strict=True)]
-            share_TH1 = _mean(dunits, units)
+            share_TH1 = _mean(dunits, halves) * inverse_TH1
             pairs = zip(dunits, units, strict=True)
             _store_halves(dx, tokens, heads, [inverse_TH1 * (d - u * share_TH1) for d, u in pairs])
         return sums
