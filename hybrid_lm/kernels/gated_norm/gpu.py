@@ -15,26 +15,19 @@ from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.precision import project
 from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, rows_of
 
-_PIECES = 4  # of a row, backward
+_HALVES, _QUARTERS = 2, 4
+
+
+def _cuts(width, pieces):
+    """Of a row: sums over it need few barriers, and none where one warp has a piece."""
+    return [pl.ds(i * (width // pieces), width // pieces) for i in range(pieces)]
 
 
 def _gate(y, z, at):
-    """y, z and sigmoid(z) of some rows, float32."""
+    """y, sigmoid(z) and silu(z) of some rows, float32."""
     y_TE, z_TE = y[at].astype(jnp.float32), z[at].astype(jnp.float32)
-    return y_TE, z_TE, 1 / (1 + jnp.exp(-z_TE))
-
-
-def _forward_kernel(y, z, scale, out, *, tile, epsilon):
-    tokens_of = rows_of(pl.program_id(0), y.shape[0], tile)
-
-    def rows(i, _):
-        at = tokens_of(i), slice(None)
-        y_TE, z_TE, sigmoid_TE = _gate(y, z, at)
-        u_TE = y_TE * z_TE * sigmoid_TE
-        inverse_T = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)
-        out[at] = (u_TE * inverse_T[:, None] * scale[...][None, :]).astype(out.dtype)
-
-    jax.lax.fori_loop(0, ROWS // tile, rows, None)
+    sigmoid_TE = 1 / (1 + jnp.exp(-z_TE))
+    return y_TE, sigmoid_TE, z_TE * sigmoid_TE
 
 
 def _mean(pieces_a, pieces_b):
@@ -43,32 +36,45 @@ def _mean(pieces_a, pieces_b):
     return (jnp.sum(sum(products), axis=1) / (len(products) * products[0].shape[1]))[:, None]
 
 
+def _forward_kernel(y, z, scale, out, *, tile, epsilon):
+    tokens_of = rows_of(pl.program_id(0), y.shape[0], tile)
+    cuts = _cuts(y.shape[1], _HALVES)
+    scales = [scale[cut][None, :] for cut in cuts]
+
+    def rows(i, _):
+        ats = [(tokens_of(i), cut) for cut in cuts]
+        us = [y_TE * silu_TE for y_TE, _, silu_TE in (_gate(y, z, at) for at in ats)]
+        inverse_T1 = jax.lax.rsqrt(_mean(us, us) + epsilon)
+        for at, u_TE, scale_1E in zip(ats, us, scales, strict=True):
+            out[at] = (u_TE * inverse_T1 * scale_1E).astype(out.dtype)
+
+    jax.lax.fori_loop(0, ROWS // tile, rows, None)
+
+
 def _backward_kernel(y, z, scale, dout, dy, dz, out, dscale, *, tile, epsilon):
-    """Of rows in pieces: 1024 channels in bfloat16 are one warp's, so that sums need no barrier."""
-    program, piece = pl.program_id(0), y.shape[1] // _PIECES
-    tokens_of = rows_of(program, y.shape[0], tile)
-    cuts = [pl.ds(i * piece, piece) for i in range(_PIECES)]
+    program, width = pl.program_id(0), y.shape[1]
+    tokens_of, cuts = rows_of(program, y.shape[0], tile), _cuts(width, _QUARTERS)
     scales = [scale[cut][None, :] for cut in cuts]
 
     def rows(i, sums):
         ats = [(tokens_of(i), cut) for cut in cuts]
         gates = [_gate(y, z, at) for at in ats]
         douts = [dout[at].astype(jnp.float32) for at in ats]
-        us = [y_TE * z_TE * sigmoid_TE for y_TE, z_TE, sigmoid_TE in gates]
+        us = [y_TE * silu_TE for y_TE, _, silu_TE in gates]
         dnormeds = [d * s for d, s in zip(douts, scales, strict=True)]
         inverse_T1 = jax.lax.rsqrt(_mean(us, us) + epsilon)
         share_T1 = _mean(dnormeds, us) * inverse_T1
         normeds = [u * inverse_T1 for u in us]
         parts = zip(ats, gates, normeds, dnormeds, scales, strict=True)
-        for at, (y_TE, z_TE, sigmoid_TE), normed_TE, dnormed_TE, scale_1E in parts:
+        for at, (y_TE, sigmoid_TE, silu_TE), normed_TE, dnormed_TE, scale_1E in parts:
             out[at] = (normed_TE * scale_1E).astype(out.dtype)
-            du_TE, silu_TE = inverse_T1 * (dnormed_TE - normed_TE * share_T1), z_TE * sigmoid_TE
+            du_TE = inverse_T1 * (dnormed_TE - normed_TE * share_T1)
             dy[at] = (du_TE * silu_TE).astype(dy.dtype)
             dz_TE = du_TE * y_TE * (sigmoid_TE + silu_TE * (1 - sigmoid_TE))
             dz[at] = dz_TE.astype(dz.dtype)
         return [s + d * n for s, d, n in zip(sums, douts, normeds, strict=True)]
 
-    sums = [jnp.zeros((tile, piece), jnp.float32)] * _PIECES
+    sums = [jnp.zeros((tile, width // _QUARTERS), jnp.float32)] * _QUARTERS
     for cut, sum_TE in zip(cuts, jax.lax.fori_loop(0, ROWS // tile, rows, sums), strict=True):
         dscale[program, cut] = jnp.sum(sum_TE, axis=0)
 
