@@ -85,7 +85,6 @@ def test_pallas_equals_the_definition(monkeypatch, length, taps, silu, packed):
     monkeypatch.setattr(gpu, "_CHANNELS", 16)
     rows = 2 if taps <= 3 else 4
     monkeypatch.setattr(gpu, "_ROWS", rows)
-    monkeypatch.setattr(gpu, "_ROWS_PACKED", rows)
     monkeypatch.setattr(gpu, "_TOKENS", (rows, 2 * rows))
     inputs, cotangents = operands(length, 24, taps)
     # A document starts at every place of some row; in one row all tokens of some groups see all.

@@ -1,6 +1,7 @@
 """The Pallas kernels of SSD and of the delta rule: equal the definition, and lower for CUDA."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from hybrid_lm.kernels import spans
+from hybrid_lm.kernels.decay_gpu import token_decays
 from hybrid_lm.kernels.delta_rule import delta_rule
 from hybrid_lm.kernels.delta_rule import gpu as delta_gpu
 from hybrid_lm.kernels.ssd import gpu as ssd_gpu
@@ -107,6 +109,20 @@ def test_ssd_scales_writes_and_skips_as_the_definition(monkeypatch, dtype, group
     )
     for got in gots:
         assert_close(got, want, tolerance)
+
+
+def test_decays_between_neighbours_are_exact_after_large_sums():
+    log_decay = -np.exp(np.random.default_rng(0).normal(size=(1, 64, 2)) + 3).astype(np.float32)
+    run_BL = jnp.zeros((1, 64), jnp.int32)
+    decays: Any = token_decays(64, True, True, jnp.asarray(log_decay), None, run_BL)
+    total, _, to_end, *_ = decays
+    whole, rest = np.asarray(total[0, :, 0]), np.asarray(total[0, :, 1])
+    wide = log_decay[0].astype(np.float64)
+    assert np.cumsum(wide, axis=0).min() < -1000  # in float32, the neighbour of 1000 is 6e-5 off
+    gaps = (whole[:, 1:] - whole[:, :-1]) + (rest[:, 1:] - rest[:, :-1])
+    np.testing.assert_allclose(gaps, wide[1:].T, rtol=0, atol=4e-6)
+    after = np.exp(wide[::-1].cumsum(0)[::-1] - wide).T
+    np.testing.assert_allclose(np.asarray(to_end[0]), after, rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize(

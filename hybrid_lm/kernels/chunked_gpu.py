@@ -5,9 +5,9 @@ before each chunk (`outputs`) and, backwards, the cotangent of the state after i
 How the states are found is the recurrence's own. Heads that share a q and k are gone through one
 after another, so that gradients of q and k are summed in registers, in a fixed order.
 
-Decays reach the kernels as three factors of a token (made by XLA, which also differentiates them):
-``total``, the log decay since the start of the chunk; ``from_start`` and ``to_end``, what is left
-at the token of the state before the chunk, and at the end of the chunk of what the token writes.
+Decays reach the kernels as three factors of a token (`gpu_factors`): ``total``, the log decay since
+the start of the chunk; ``from_start`` and ``to_end``, what is left at the token of the state before
+the chunk, and at the end of the chunk of what the token writes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,9 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
+from hybrid_lm.kernels.decay_gpu import token_decays
 from hybrid_lm.kernels.pallas_triton import dot
+from hybrid_lm.kernels.remat import keep
 
 _SMALL = (128, 64)  # rows and columns of a state of which several are loaded ahead
 _WIDE = 128 * 128  # entries of a state from beyond which 8 warps are faster at its gradients
@@ -64,41 +66,59 @@ def padded(x: Any, multiple: int) -> Any:
     return jnp.pad(x, [(0, 0), (0, edge)] + [(0, 0)] * (x.ndim - 2))
 
 
-def factors(
-    log_decay_BLH,
-    resets_BL,
-    shape: tuple[int, ...],
-    chunk: int,
-    sums: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> Factors:
-    """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk.
-
-    ``sums(log_decay_BHL, run_BL)``: sums inside documents by a kernel; None: XLA makes them.
-    """
+def factors(log_decay_BLH, resets_BL, shape: tuple[int, ...], chunk: int) -> Factors:
+    """Of rows of [B, L, H] tokens and heads, L a multiple of the chunk, by XLA."""
     batch, length, heads = shape
-    run = jnp.zeros((batch, length // chunk, chunk), jnp.int32)
-    if resets_BL is not None:
-        run = jnp.cumsum(resets_BL.reshape(run.shape), axis=2, dtype=jnp.int32)
-    run_BL = run.reshape(batch, length)
+    run_BL = _runs(resets_BL, shape, chunk)
+    run = run_BL.reshape(batch, 1, -1, chunk)
     if log_decay_BLH is None:
         total = jnp.zeros((batch, heads, length), jnp.float32)
-    elif resets_BL is None or sums is None:
-        resets = None if resets_BL is None else resets_BL.reshape(run.shape)
-        by_chunk = sum_decays(log_decay_BLH.reshape(*run.shape, heads), resets)
-        total = jnp.moveaxis(by_chunk.reshape(batch, length, heads), 2, 1)
     else:
-        # Of a document without its first token, which keeps nothing.
-        log_decay_BLH = jnp.where(resets_BL[..., None], 0.0, at_least_underflow(log_decay_BLH))
-        total = sums(jnp.moveaxis(log_decay_BLH, 2, 1), run_BL)
+        resets = None if resets_BL is None else resets_BL.reshape(batch, -1, chunk)
+        by_chunk = sum_decays(log_decay_BLH.reshape(batch, -1, chunk, heads), resets)
+        total = jnp.moveaxis(by_chunk.reshape(batch, length, heads), 2, 1)
     by_chunk = total.reshape(batch, heads, -1, chunk)
-    run, last = run[:, None], by_chunk[..., -1:]
-    last_run = run[..., -1:]
+    last, last_run = by_chunk[..., -1:], run[..., -1:]
     from_start = jnp.exp(jnp.where(run == 0, by_chunk, -jnp.inf))
     to_end = jnp.exp(jnp.where(run == last_run, last - by_chunk, -jnp.inf))
     stays = jnp.where(last_run == 0, jnp.exp(last), 0.0)[..., 0]
     return Factors(
         total, from_start.reshape(total.shape), to_end.reshape(total.shape), stays, run_BL
     )
+
+
+def gpu_factors(
+    log_decay_BLH,
+    strength_BLH,
+    resets_BL,
+    shape: tuple[int, ...],
+    chunk: int,
+    interpret: bool,
+    *,
+    exact: bool = False,
+) -> tuple[Factors, jax.Array | None]:
+    """`factors`, and the strengths as [B, H, L]; where tokens decay, both by one kernel.
+
+    Where ``exact``, total is in two parts (see `token_decays`).
+    """
+    if log_decay_BLH is None:
+        strength = None if strength_BLH is None else jnp.moveaxis(strength_BLH, 2, 1)
+        return factors(None, resets_BL, shape, chunk), strength
+    log_decay_BLH = at_least_underflow(log_decay_BLH)
+    if resets_BL is not None:  # of a document without its first token, which keeps nothing
+        log_decay_BLH = jnp.where(resets_BL[..., None], 0.0, log_decay_BLH)
+    run_BL = _runs(resets_BL, shape, chunk)
+    decays: Any = token_decays(chunk, exact, interpret, log_decay_BLH, strength_BLH, run_BL)
+    total, from_start, to_end, stays, strength = decays
+    return Factors(total, from_start, to_end, stays, run_BL), strength
+
+
+def _runs(resets_BL, shape: tuple[int, ...], chunk: int) -> jax.Array:
+    batch, length, _ = shape
+    if resets_BL is None:
+        return jnp.zeros((batch, length), jnp.int32)
+    by_chunk = resets_BL.reshape(batch, -1, chunk)
+    return keep(jnp.cumsum(by_chunk, axis=2, dtype=jnp.int32).reshape(batch, length))
 
 
 def states_obstacle(key_dim: int, width: int, *, least: int = 16) -> str | None:
@@ -116,12 +136,19 @@ def half_obstacle(k_BLHK: jax.Array, v_BLHP: jax.Array, *, least: int = 16) -> s
     return pallas_triton.obstacle(v_BLHP)
 
 
-def decay(total_C, run_C, *, keys_first=False):
-    """decay_CC from token j to token i of a chunk, 0 where i does not see j; [i, j] or [j, i]."""
+def decay(total, at, run_C, *, keys_first=False):
+    """decay_CC from token j to token i of a chunk, 0 where i does not see j; [i, j] or [j, i].
+
+    ``at``: row, head and tokens of the chunk.
+    """
     i, j = ((None, slice(None)), (slice(None), None))[:: 1 if keys_first else -1]
-    place = jnp.arange(total_C.shape[0])
+    place = jnp.arange(run_C.shape[0])
     seen = (place[i] >= place[j]) & (run_C[i] == run_C[j])
-    gap = jnp.minimum(total_C[i] - total_C[j], 0.0)  # above 0 only by rounding
+    batch, head, tokens = at
+    in_two = len(total.shape) == 4
+    parts = [total[batch, head, n, tokens] for n in (0, 1)] if in_two else [total[at]]
+    gap = sum(total_C[i] - total_C[j] for total_C in parts)
+    gap = jnp.minimum(gap, 0.0)  # above 0 only by rounding
     return jnp.exp(jnp.where(seen, gap, -jnp.inf))
 
 
@@ -154,7 +181,7 @@ def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts
         h = part * heads + i
         v_CP = v[batch, tokens, h, :]
         y_CP = from_start[batch, h, tokens][:, None] * dot(q_CN, before[batch, c, h, :, :])
-        weights_CC = scores_CC * decay(total[batch, h, tokens], run_C)
+        weights_CC = scores_CC * decay(total, (batch, h, tokens), run_C)
         y_CP += dot(weights_CC.astype(v_CP.dtype), scaled_values(v_CP, scales, (batch, h, tokens)))
         if scales:
             y_CP += scales[1][h] * v_CP
@@ -179,7 +206,7 @@ def _read_gradients(k, q, v, total, run, from_start, before, after, dy, *rest, c
         dstays[batch, h, c] = jnp.sum(before_NP.astype(jnp.float32) * after[batch, c, h, :, :])
         read_CN = dot(dy_CP, before_NP, trans_b=True)
         dfrom_start[batch, h, tokens] = jnp.sum(read_CN * q_CN, axis=1)
-        dscores_CC = dot(dy_CP, v_CP, trans_b=True) * decay(total[batch, h, tokens], run_C)
+        dscores_CC = dot(dy_CP, v_CP, trans_b=True) * decay(total, (batch, h, tokens), run_C)
         dq_CN += from_start[batch, h, tokens][:, None] * read_CN
         return dq_CN + dot(dscores_CC.astype(k_CN.dtype), k_CN)
 
@@ -202,7 +229,7 @@ def _write_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
         v_CP = scaled_values(given_CP, scales, (batch, h, tokens))
         after_NP = after[batch, c, h, :, :]
         to_end_C = to_end[batch, h, tokens][:, None]
-        decay_CC = decay(total[batch, h, tokens], run_C, keys_first=True)
+        decay_CC = decay(total, (batch, h, tokens), run_C, keys_first=True)
         dwrite_CP = dot(k_CN, after_NP)
         dto_end[batch, h, tokens] = jnp.sum(dwrite_CP * v_CP, axis=1)
         # Not once for all heads: kept over the loop, it costs registers that are worth more.
@@ -295,7 +322,7 @@ def gradients(
         dtype = jnp.float32 if sizes.parts > 1 else dtype
         return jax.ShapeDtypeStruct((batch, length, groups * sizes.parts, n), dtype)
 
-    vector = jax.ShapeDtypeStruct(total.shape, jnp.float32)
+    vector = jax.ShapeDtypeStruct(from_start.shape, jnp.float32)
     per_chunk = jax.ShapeDtypeStruct(stays.shape, jnp.float32)
     operands = (k, q, v, total, run, from_start, before, after, dy, *(scales or ())[:1])
     results = (of_parts(q.dtype), vector, per_chunk)
@@ -307,6 +334,8 @@ def gradients(
     warps = 8 if n * v.shape[-1] > _WIDE else 4
     dk, dv, dtotal, dto_end, *dscales = by_part(kernel, results, operands, sizes, warps=warps)
     dq, dk = summed_over_parts(dq, q, sizes), summed_over_parts(dk, k, sizes)
+    if len(total.shape) == 4:  # the same for both parts
+        dtotal = jnp.broadcast_to(dtotal[:, :, None], total.shape)
     dfactors = Factors(dtotal, dfrom_start, dto_end, dstays, None)  # pyright: ignore[reportArgumentType]
     if scales is not None:
         dscales = Scales(dscales[0], dscales[1].sum((0, 2)))

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
 
@@ -12,6 +13,15 @@ ROWS = 64
 """Of a program."""
 
 _WIDTHS = (128, 256, 512, 1024, 2048, 4096)
+
+
+def rows_of(program: jax.Array, rows: int, tile: int) -> Callable[[jax.Array], pl.Slice]:
+    """The ``tile`` of all ``rows`` that a program takes in round i: beside those of its neighbours.
+
+    Programs that run at a time then read and write memory side by side, not each at its own place;
+    from the last row to the first, as what was written last, by the product before, is in L2 still.
+    """
+    return lambda i: pl.ds(rows - (i * (rows // ROWS) + program + 1) * tile, tile)
 
 
 def by_rows(
@@ -23,10 +33,14 @@ def by_rows(
     epsilon: float,
     interpret: bool,
 ) -> Any:
-    """Run a kernel on all rows of the first operand; it takes ``channels`` of rows at a time."""
+    """Run a kernel on all rows of the first operand.
+
+    A warp takes ``channels`` of rows at a time; a program has ``warps``, or what a row needs.
+    """
     rows, width = operands[0].shape
+    warps = max(warps, width // channels)
     return pallas_triton.call(
-        partial(kernel, tile=min(max(channels // width, 1), ROWS), epsilon=epsilon),
+        partial(kernel, tile=min(warps * channels // width, ROWS), epsilon=epsilon),
         (rows // ROWS,),
         outputs,
         *operands,

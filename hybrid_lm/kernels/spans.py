@@ -30,17 +30,25 @@ def _span_walk(advance, operands, stays, saved, place, state_NP, *, sizes, block
     first = span * steps
     count = steps if chunks % steps == 0 else jnp.minimum(steps, chunks - first)
 
-    def step(i, state_NP):
-        c = first + (count - 1 - i if reverse else i)
+    def chunk_of(i):
+        return first + (count - 1 - i if reverse else i)
+
+    def stay_over(c):
+        one = stays.shape[-1] == 1
+        return stays[batch, head, c, 0] if one else stays[batch, head, c, :][:, None]
+
+    def step(i, carry):
+        state_NP, stay = carry
+        c = chunk_of(i)
+        # Ahead: the state waits for it, and it is too small to be loaded in stages.
+        following = stay_over(chunk_of(jnp.minimum(i + 1, count - 1)))
         for ref in saved:
             ref[batch, c, head, :, block] = state_NP.astype(ref.dtype)
         tokens = pl.ds(c * chunk, chunk)
         write_NP = advance(*operands, batch=batch, head=head, tokens=tokens, block=block)
-        one = stays.shape[-1] == 1
-        stay = stays[batch, head, c, 0] if one else stays[batch, head, c, :][:, None]
-        return stay * state_NP + write_NP
+        return stay * state_NP + write_NP, following
 
-    return jax.lax.fori_loop(0, count, step, state_NP)
+    return jax.lax.fori_loop(0, count, step, (state_NP, stay_over(chunk_of(0))))[0]
 
 
 def _leave(*refs, advance, sizes, spans, columns):

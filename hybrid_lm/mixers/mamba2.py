@@ -1,6 +1,7 @@
 """Mamba-2: state-space duality with scalar decays per head."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from hybrid_lm.errors import UserError
 from hybrid_lm.kernels import precision
 from hybrid_lm.kernels.causal_conv import causal_conv
 from hybrid_lm.kernels.gated_norm import gated_norm
+from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.ssd import ssd
 from hybrid_lm.layers import RMSNorm, fan_in, param, project, symmetric_uniform
 from hybrid_lm.mixers.base import CONTINUES, Context, MixerConfig, State, register
@@ -116,10 +118,11 @@ class Mamba2Mixer(nnx.Module):
         # One product: that of the few steps alone would still read and write all of x and dx.
         narrow_DS = jnp.concatenate([self.bc[...], self.step[...]], axis=1)
         narrow_BLS = precision.project("bld,ds->bls", joined_BLD, narrow_DS)
-        step_BLH = narrow_BLS[..., self.select :]
+        narrow: Any = _with_last(narrow_BLS, self.select)
+        narrow_BLS, step_BLH = narrow
         bc, conv_bc = conv("conv_bc", narrow_BLS, (self.select // 2,) * 2)
         shape = (batch, length, config.groups, config.state_size)
-        b_BLGN, c_BLGN = (a_BLS.reshape(shape) for a_BLS in bc)
+        b_BLGN, c_BLGN = (keep(a_BLS).reshape(shape) for a_BLS in bc)
         wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
         step_BLH = jax.nn.softplus(step_BLH.astype(wide) + self.step_bias[...])
         x_BLHP = x_BLE.reshape(batch, length, self.heads, config.head_dim)
@@ -156,6 +159,27 @@ class Mamba2Mixer(nnx.Module):
             "ssm": jnp.zeros(state_shape, jnp.promote_types(dtype, jnp.float32)),
             "segment": jnp.full((batch,), CONTINUES, jnp.int32),
         }
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _with_last(x_BLS: jax.Array, first: int) -> tuple[jax.Array, jax.Array]:
+    """x, of which nobody reads the columns from ``first`` on, and those columns.
+
+    So one array takes both cotangents; their sum would be a pass over it.
+    """
+    return x_BLS, x_BLS[..., first:]
+
+
+def _with_last_forward(x_BLS, first):
+    return _with_last(x_BLS, first), None
+
+
+def _with_last_backward(first, _, cotangents):
+    dx_BLS, dlast_BLR = cotangents
+    return (dx_BLS.at[..., first:].set(dlast_BLR),)
+
+
+_with_last.defvjp(_with_last_forward, _with_last_backward)
 
 
 def _log_a(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -55,7 +55,9 @@ def test_gated_norm_matches_float64(shape, scale, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("shape", "scale"), [((2, 1024, 512), 1), ((1, 64, 128), 1e4)])
+@pytest.mark.parametrize(
+    ("shape", "scale"), [((2, 1024, 512), 1), ((1, 64, 128), 1e4), ((1, 128, 2048), 1)]
+)
 def test_residual_norm_matches_float64(shape, scale, dtype):
     check(residual_norm, 1, 2, shape, scale, dtype)
 

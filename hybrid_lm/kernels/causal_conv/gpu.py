@@ -21,7 +21,6 @@ from hybrid_lm.kernels.pallas_triton import load, store
 _LOG2_E = 1.4426950408889634
 _CHANNELS = 128  # of a program: four a lane
 _ROWS = 8  # tokens whose loads are under way together
-_ROWS_PACKED = 4  # backwards, among documents: both ways through a group then fit in registers
 _TOKENS = tuple(range(64, 321, _ROWS))  # of a program
 _PROGRAMS = 132 * 16  # that run side by side backwards, on an H100
 _MIN_CHANNELS = 16
@@ -87,14 +86,13 @@ class _Tile:
             rows.append(inner + self.row(past, past.shape[1] - back, first))
         return rows
 
-    def seen_by_group(self, t0, rows):
-        """Which tokens before it each token of the group from t0 on sees, in bits; None: all."""
-        if self.words is None:
-            return [None] * rows
-        return _seen_in(self.word(t0, rows), rows)
-
     def word(self, t0, rows):
-        """That of the group; as of documents of one token behind the row."""
+        """That of `_words` of the group from t0 on; as of documents of one token behind the row.
+
+        None: all tokens see all before them.
+        """
+        if self.words is None:
+            return None
         group = t0 // rows
         return load(self.words, (self.batch, group), group < self.words.shape[1])
 
@@ -115,8 +113,9 @@ def _sigmoid(x):
     return 1 / (1 + jnp.exp2(-_LOG2_E * x))
 
 
-def _seen_in(word, rows: int):
-    return [word >> _BITS * r for r in range(rows)]
+def _seen_in(word, r):
+    """Which tokens before it token r of the group sees, in bits; None: all."""
+    return None if word is None else word >> _BITS * r
 
 
 def _all_seen(width: int, rows: int) -> int:
@@ -148,17 +147,27 @@ def _forward(x, weight, bias, past, y, *words, silu, channels, tokens, rows, pla
     def group(i, carry):
         earlier, loaded = carry
         t0 = tile.start + i * rows
-        seens = tile.seen_by_group(t0, rows)
+        word = tile.word(t0, rows)
         ahead = rows_of(t0 + rows)
-        for r, (raw_C, seen_here) in enumerate(zip(loaded, seens, strict=True)):
-            x_C = raw_C.astype(jnp.float32)
-            y_C = bias_C + taps[-1] * x_C
-            for back, earlier_C in enumerate(earlier, 1):
-                y_C += taps[-1 - back] * _if_seen(earlier_C, back, seen_here)
-            y_C = y_C * _sigmoid(y_C) if silu else y_C
-            tile.store(y, t0 + r, t0 + r < tile.length, y_C)
-            earlier = [x_C, *earlier[:-1]]
-        return earlier, ahead
+
+        def tokens_of_group(word):
+            inputs = earlier
+            for r, raw_C in enumerate(loaded):
+                x_C, seen = raw_C.astype(jnp.float32), _seen_in(word, r)
+                y_C = bias_C + taps[-1] * x_C
+                for back, earlier_C in enumerate(inputs, 1):
+                    y_C += taps[-1 - back] * _if_seen(earlier_C, back, seen)
+                y_C = y_C * _sigmoid(y_C) if silu else y_C
+                tile.store(y, t0 + r, t0 + r < tile.length, y_C)
+                inputs = [x_C, *inputs[:-1]]
+            return inputs
+
+        if word is None:
+            return tokens_of_group(None), ahead
+        # Few groups are near the start of a document, and only they need masks.
+        all_seen = word == _all_seen(width, rows)
+        every, some = (partial(tokens_of_group, of) for of in (None, word))
+        return jax.lax.cond(all_seen, every, some), ahead
 
     start = (tile.before(x, past), rows_of(tile.start))
     jax.lax.fori_loop(0, tokens // rows, group, start)
@@ -175,11 +184,13 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows, pl
     taps = [tile.parameters(weight, (w,)) for w in range(width)]
     bias_C = tile.parameters(bias)
 
-    def token(t, x_C, dy_C, seen, earlier, open_):
-        """dp, and the inputs it is of, newest first; closes the gradient of the oldest of them.
+    def token(t, x_C, dy_C, seen, carry):
+        """Adds what the token adds; closes the gradient of the oldest input that it sees.
 
-        ``open_`` are the gradients of the earlier inputs so far, and become those of the later.
+        In ``carry`` are the inputs before it, newest first, their gradients so far, and the sums
+        for taps and bias.
         """
+        earlier, open_, sums = carry
         inputs = [x_C, *(_if_seen(e, back, seen) for back, e in enumerate(earlier, 1))]
         dp_C = dy_C
         if silu:
@@ -192,7 +203,8 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows, pl
         *open_, dx_C = [adds[0], *(o + add for o, add in zip(open_, adds[1:], strict=True))]
         done = t - (width - 1)
         tile.store(dx, done, (done >= tile.start) & (done < tile.length), dx_C)
-        return dp_C, inputs, open_
+        sums = [s + dp_C * value for s, value in zip(sums, [*inputs, 1.0], strict=True)]
+        return [x_C, *earlier[:-1]], open_, sums
 
     def load_rows(t0, count):
         places = [t0 + r for r in range(count)]
@@ -205,33 +217,32 @@ def _backward(x, weight, bias, past, dy, *refs, silu, channels, tokens, rows, pl
     def group(i, carry):
         t0 = tile.start + i * rows
         loaded = load_rows(t0, rows)
-
-        def tokens_of_group(seens):
-            earlier, open_, sums = carry
-            for r, (x_C, dy_C) in enumerate(wide(loaded)):
-                dp_C, inputs, open_ = token(t0 + r, x_C, dy_C, seens[r], earlier, open_)
-                sums = [s + dp_C * value for s, value in zip(sums, [*inputs, 1.0], strict=True)]
-                earlier = [x_C, *earlier[:-1]]
-            return earlier, open_, sums
-
-        if tile.words is None:
-            return tokens_of_group([None] * rows)
-        # Few groups are near the start of a document, and only they need masks.
         word = tile.word(t0, rows)
-        return jax.lax.cond(
-            word == _all_seen(width, rows),
-            lambda: tokens_of_group([None] * rows),
-            lambda: tokens_of_group(_seen_in(word, rows)),
-        )
+
+        def at_once():
+            after = carry
+            for r, (x_C, dy_C) in enumerate(wide(loaded)):
+                after = token(t0 + r, x_C, dy_C, None, after)
+            return after
+
+        def by_token(r, carry):
+            ((x_C, dy_C),) = wide(load_rows(t0 + r, 1))
+            return token(t0 + r, x_C, dy_C, _seen_in(word, r), carry)
+
+        if word is None:
+            return at_once()
+        # Written out as forward, the few that need masks would leave registers for fewer programs.
+        all_seen = word == _all_seen(width, rows)
+        return jax.lax.cond(all_seen, at_once, lambda: jax.lax.fori_loop(0, rows, by_token, carry))
 
     zero = jnp.zeros((channels,), jnp.float32)
     start = (tile.before(x, past), [zero] * (width - 1), [zero] * (width + 1))
-    earlier, open_, sums = jax.lax.fori_loop(0, tokens // rows, group, start)
+    carry = jax.lax.fori_loop(0, tokens // rows, group, start)
+    *_, sums = carry
     end = tile.start + tokens
-    seens = tile.seen_by_group(end, rows)
+    word = tile.word(end, rows)
     for r, (x_C, dy_C) in enumerate(wide(load_rows(end, width - 1))):
-        _, _, open_ = token(end + r, x_C, dy_C, seens[r], earlier, open_)
-        earlier = [x_C, *earlier[:-1]]
+        carry = token(end + r, x_C, dy_C, _seen_in(word, r), carry)
     *dtaps, dbias = sums
     program = tile.batch * pl.num_programs(1) + place[1]
     for row, value in enumerate([*reversed(dtaps), dbias]):
@@ -250,15 +261,14 @@ def _by_part(kernel, first_four, of_parts, rest, parts):
         start += width
 
 
-def _call(kernel, outputs, x, weight, *operands, parts_at: int, tokens, rows, options: Options):
+def _call(kernel, outputs, x, weight, *operands, parts_at: int, tokens: int, options: Options):
     """``kernel`` takes the ref of its part of the outputs, or of their cotangents, as the fifth.
 
-    In operands and outputs the parts are from place ``parts_at`` on. A program takes ``tokens``,
-    ``rows`` of them at a time.
+    In operands and outputs the parts are from place ``parts_at`` on.
     """
     (batch, length, _), inner = x.shape, weight.shape[1]
     count = len(options.parts)
-    kernel = partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=tokens, rows=rows)
+    kernel = partial(kernel, silu=options.silu, channels=_CHANNELS, tokens=tokens, rows=_ROWS)
 
     def program(*refs):
         of_parts = refs[parts_at : parts_at + count]
@@ -300,7 +310,6 @@ def _outputs(x, weight, bias, past, seen, options: Options):
         *operands,
         parts_at=len(operands),
         tokens=_TOKENS[0],
-        rows=_ROWS,
         options=options,
     )
 
@@ -315,14 +324,13 @@ def _outputs_backward(options, residuals, dys):
     tokens = _tokens_backward(batch, length, inner)
     programs = batch * pl.cdiv(length, tokens)
     results = (
-        jax.ShapeDtypeStruct((batch, length, inner), x.dtype),
+        jax.ShapeDtypeStruct(x.shape, x.dtype),
         jax.ShapeDtypeStruct((programs, width + 1, inner), jnp.float32),
     )
-    rows = _ROWS if seen is None else _ROWS_PACKED
-    words = () if seen is None else (_words(seen, rows),)
+    words = () if seen is None else (_words(seen, _ROWS),)
     operands = (x, weight, bias, past, *dys, *words)
     dx, dparameters = _call(
-        _backward, results, *operands, parts_at=4, tokens=tokens, rows=rows, options=options
+        _backward, results, *operands, parts_at=4, tokens=tokens, options=options
     )
     dparameters = dparameters.sum(axis=0)
 
@@ -336,8 +344,8 @@ def _outputs_backward(options, residuals, dys):
     dy_head = jnp.concatenate([dy[:, head] for dy in dys], axis=-1)
     (dpast,) = jax.vjp(first_outputs, past)[1](dy_head)
     dweight, dbias = dparameters[:-1].astype(weight.dtype), dparameters[-1].astype(bias.dtype)
-    behind = x.shape[2] - inner
-    return jnp.pad(dx, ((0, 0), (0, 0), (0, behind))), dweight, dbias, dpast, None
+    # The kernel writes nothing behind the E channels: in place, where a sum would copy all.
+    return dx.at[..., inner:].set(0), dweight, dbias, dpast, None
 
 
 _outputs.defvjp(_outputs_forward, _outputs_backward)

@@ -16,7 +16,6 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.chunked_gpu import Factors, Sizes, by_chunk, decay, like, padded
-from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.delta_rule.gpu_gradients import below_diagonal, chunk_gradients
 from hybrid_lm.kernels.pallas_triton import dot
 
@@ -54,7 +53,7 @@ def _solve(k, v, beta, total, run, from_start, inverse, w, u, *, chunk):
     tokens = pl.ds(c * chunk, chunk)
     k_CK, v_CP = k[batch, tokens, head, :], v[batch, tokens, head, :]
     beta_C = beta[batch, head, tokens]
-    n_CC = dot(k_CK, k_CK, trans_b=True) * decay(total[batch, head, tokens], run[batch, tokens])
+    n_CC = dot(k_CK, k_CK, trans_b=True) * decay(total, (batch, head, tokens), run[batch, tokens])
     inverse_CC = _inverse(jnp.where(below_diagonal(chunk), beta_C[:, None] * n_CC, 0.0))
     inverse[batch, head, tokens, :] = inverse_CC.astype(inverse.dtype)
     # W and U are what every later product starts from.
@@ -89,7 +88,7 @@ def _read_writes(q, k, total, run, dy, dwrites, *, chunk):
     tokens = pl.ds(c * chunk, chunk)
     dy_CP = dy[batch, tokens, head, :]
     scores_CC = dot(k[batch, tokens, head, :], q[batch, tokens, head, :], trans_b=True)
-    scores_CC *= decay(total[batch, head, tokens], run[batch, tokens], keys_first=True)
+    scores_CC *= decay(total, (batch, head, tokens), run[batch, tokens], keys_first=True)
     dwrites[batch, tokens, head, :] = dot(scores_CC.astype(dy_CP.dtype), dy_CP).astype(dy_CP.dtype)
 
 
@@ -222,9 +221,8 @@ def delta_rule(
     length = v_BLHP.shape[1]
     pad = partial(padded, multiple=_CHUNK)
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
-    sums = partial(document_sums, _CHUNK, interpret)
-    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, sums)
-    beta_BHL = jnp.moveaxis(pad(beta_BLH.astype(jnp.float32)), -1, 1)
+    given = log_decay, pad(beta_BLH.astype(jnp.float32)), resets
+    factors, beta_BHL = chunked_gpu.gpu_factors(*given, v.shape[:3], _CHUNK, interpret)
     operands = (pad(q_BLHK), pad(k_BLHK), v, beta_BHL, factors, initial_state_BHKP)
     y, last = _delta_rule(*operands, Sizes(_CHUNK, interpret=interpret))  # pyright: ignore[reportGeneralTypeIssues]
     return y[:, :length].astype(jnp.float32), last

@@ -79,9 +79,9 @@ def chunk_gradients(
 
     # Reads: the state before the chunk, and the writes in it.
     q_CK, k_CK = q[batch, tokens, head, :], k[batch, tokens, head, :]
-    total_C, run_C = total[batch, head, tokens], run[batch, tokens]
+    run_C = run[batch, tokens]
     from_start_C, to_end_C = from_start[batch, head, tokens], to_end[batch, head, tokens]
-    decay_CC = decay(total_C, run_C)
+    decay_CC = decay(total, (batch, head, tokens), run_C)
     dgap_CC = dot(q_CK, k_CK, trans_b=True) * decay_CC * dscores_CC
     dtotal_C = jnp.sum(dgap_CC, axis=1) - jnp.sum(dgap_CC, axis=0)
     dscores_CC = (dscores_CC * decay_CC).astype(half)

@@ -13,62 +13,77 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.precision import project
-from hybrid_lm.kernels.rows_gpu import ROWS, by_rows
+from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, rows_of
 
-_TILE = 2048  # channels of rows taken at a time
-_WARPS = 4
+_HALVES, _QUARTERS = 2, 4
 
 
-def _gate(y, z, tokens):
-    """y, z and sigmoid(z) of some rows, float32."""
-    y_TE, z_TE = y[tokens, :].astype(jnp.float32), z[tokens, :].astype(jnp.float32)
-    return y_TE, z_TE, 1 / (1 + jnp.exp(-z_TE))
+def _cuts(width, pieces):
+    """Of a row: sums over it need few barriers, and none where one warp has a piece."""
+    return [pl.ds(i * (width // pieces), width // pieces) for i in range(pieces)]
+
+
+def _gate(y, z, at):
+    """y, sigmoid(z) and silu(z) of some rows, float32."""
+    y_TE, z_TE = y[at].astype(jnp.float32), z[at].astype(jnp.float32)
+    sigmoid_TE = 1 / (1 + jnp.exp(-z_TE))
+    return y_TE, sigmoid_TE, z_TE * sigmoid_TE
+
+
+def _mean(pieces_a, pieces_b):
+    """Of the products, over all channels: [T, 1]."""
+    products = [a * b for a, b in zip(pieces_a, pieces_b, strict=True)]
+    return (jnp.sum(sum(products), axis=1) / (len(products) * products[0].shape[1]))[:, None]
 
 
 def _forward_kernel(y, z, scale, out, *, tile, epsilon):
-    first = pl.program_id(0) * ROWS
+    tokens_of = rows_of(pl.program_id(0), y.shape[0], tile)
+    cuts = _cuts(y.shape[1], _HALVES)
+    scales = [scale[cut][None, :] for cut in cuts]
 
     def rows(i, _):
-        tokens = pl.ds(first + i * tile, tile)
-        y_TE, z_TE, sigmoid_TE = _gate(y, z, tokens)
-        u_TE = y_TE * z_TE * sigmoid_TE
-        inverse_T = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)
-        out[tokens, :] = (u_TE * inverse_T[:, None] * scale[...][None, :]).astype(out.dtype)
+        ats = [(tokens_of(i), cut) for cut in cuts]
+        us = [y_TE * silu_TE for y_TE, _, silu_TE in (_gate(y, z, at) for at in ats)]
+        inverse_T1 = jax.lax.rsqrt(_mean(us, us) + epsilon)
+        for at, u_TE, scale_1E in zip(ats, us, scales, strict=True):
+            out[at] = (u_TE * inverse_T1 * scale_1E).astype(out.dtype)
 
     jax.lax.fori_loop(0, ROWS // tile, rows, None)
 
 
 def _backward_kernel(y, z, scale, dout, dy, dz, out, dscale, *, tile, epsilon):
-    program = pl.program_id(0)
+    program, width = pl.program_id(0), y.shape[1]
+    tokens_of, cuts = rows_of(program, y.shape[0], tile), _cuts(width, _QUARTERS)
+    scales = [scale[cut][None, :] for cut in cuts]
 
-    def rows(i, dscale_E):
-        tokens = pl.ds(program * ROWS + i * tile, tile)
-        y_TE, z_TE, sigmoid_TE = _gate(y, z, tokens)
-        silu_TE = z_TE * sigmoid_TE
-        u_TE = y_TE * silu_TE
-        inverse_T1 = jax.lax.rsqrt(jnp.mean(u_TE * u_TE, axis=1) + epsilon)[:, None]
-        normed_TE, dout_TE = u_TE * inverse_T1, dout[tokens, :].astype(jnp.float32)
-        out[tokens, :] = (normed_TE * scale[...][None, :]).astype(out.dtype)
-        dnormed_TE = dout_TE * scale[...][None, :]
-        share_T1 = jnp.mean(dnormed_TE * normed_TE, axis=1)[:, None]
-        du_TE = inverse_T1 * (dnormed_TE - normed_TE * share_T1)
-        dy[tokens, :] = (du_TE * silu_TE).astype(dy.dtype)
-        dz_TE = du_TE * y_TE * (sigmoid_TE + silu_TE * (1 - sigmoid_TE))
-        dz[tokens, :] = dz_TE.astype(dz.dtype)
-        return dscale_E + jnp.sum(dout_TE * normed_TE, axis=0)
+    def rows(i, sums):
+        ats = [(tokens_of(i), cut) for cut in cuts]
+        gates = [_gate(y, z, at) for at in ats]
+        douts = [dout[at].astype(jnp.float32) for at in ats]
+        us = [y_TE * silu_TE for y_TE, _, silu_TE in gates]
+        dnormeds = [d * s for d, s in zip(douts, scales, strict=True)]
+        inverse_T1 = jax.lax.rsqrt(_mean(us, us) + epsilon)
+        share_T1 = _mean(dnormeds, us) * inverse_T1
+        normeds = [u * inverse_T1 for u in us]
+        parts = zip(ats, gates, normeds, dnormeds, scales, strict=True)
+        for at, (y_TE, sigmoid_TE, silu_TE), normed_TE, dnormed_TE, scale_1E in parts:
+            out[at] = (normed_TE * scale_1E).astype(out.dtype)
+            du_TE = inverse_T1 * (dnormed_TE - normed_TE * share_T1)
+            dy[at] = (du_TE * silu_TE).astype(dy.dtype)
+            dz_TE = du_TE * y_TE * (sigmoid_TE + silu_TE * (1 - sigmoid_TE))
+            dz[at] = dz_TE.astype(dz.dtype)
+        return [s + d * n for s, d, n in zip(sums, douts, normeds, strict=True)]
 
-    zeros_E = jnp.zeros(y.shape[1], jnp.float32)
-    dscale[program, :] = jax.lax.fori_loop(0, ROWS // tile, rows, zeros_E)
-
-
-_call = partial(by_rows, channels=_TILE, warps=_WARPS)
+    sums = [jnp.zeros((tile, width // _QUARTERS), jnp.float32)] * _QUARTERS
+    for cut, sum_TE in zip(cuts, jax.lax.fori_loop(0, ROWS // tile, rows, sums), strict=True):
+        dscale[program, cut] = jnp.sum(sum_TE, axis=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _gated_norm(y_TE, z_TE, scale_E, weight_ED, epsilon, interpret):
     normed = jax.ShapeDtypeStruct(y_TE.shape, y_TE.dtype)
-    operands = (y_TE, z_TE, scale_E)
-    normed_TE = _call(_forward_kernel, normed, *operands, epsilon=epsilon, interpret=interpret)
+    options = {"channels": 512, "warps": 4, "epsilon": epsilon, "interpret": interpret}
+    normed_TE = by_rows(_forward_kernel, normed, y_TE, z_TE, scale_E, **options)
     return project("te,ed->td", normed_TE, weight_ED)
 
 
@@ -80,13 +95,10 @@ def _backward(epsilon, interpret, operands, dout_TD):
     y_TE, z_TE, scale_E, weight_ED = operands
     like_y, like_z = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (y_TE, z_TE))
     parts = jax.ShapeDtypeStruct((y_TE.shape[0] // ROWS, y_TE.shape[1]), jnp.float32)
-    dy_TE, dz_TE, normed_TE, dscale_PE = _call(
-        _backward_kernel,
-        (like_y, like_z, like_y, parts),
-        *(y_TE, z_TE, scale_E, project("td,ed->te", dout_TD, weight_ED)),
-        epsilon=epsilon,
-        interpret=interpret,
-    )
+    operands = (y_TE, z_TE, scale_E, project("td,ed->te", dout_TD, weight_ED))
+    options = {"channels": 1024, "warps": 2, "epsilon": epsilon, "interpret": interpret}
+    outputs = (like_y, like_z, like_y, parts)
+    dy_TE, dz_TE, normed_TE, dscale_PE = by_rows(_backward_kernel, outputs, *operands, **options)
     dweight_ED = project("te,td->ed", normed_TE, dout_TD).astype(weight_ED.dtype)
     return dy_TE, dz_TE, dscale_PE.sum(0), dweight_ED
 

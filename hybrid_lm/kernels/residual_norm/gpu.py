@@ -13,26 +13,40 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.residual_norm import xla
-from hybrid_lm.kernels.rows_gpu import ROWS, by_rows
+from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, rows_of
 
-_TILE = 4096  # channels of rows taken at a time
+
+def _mean(halves_a, halves_b):
+    """Of the products, over all channels: [T, 1]."""
+    left, right = (a * b for a, b in zip(halves_a, halves_b, strict=True))
+    return (jnp.sum(left + right, axis=1) / (2 * left.shape[1]))[:, None]
 
 
 def _gradients(x, scale, dresidual, dnormed, dx, dscale, *, tile, epsilon):
-    program = pl.program_id(0)
+    """Of rows in halves: up to 256 channels in bfloat16 are one warp's, so sums need no barrier."""
+    program, half = pl.program_id(0), x.shape[1] // 2
+    tokens_of = rows_of(program, x.shape[0], tile)
+    cuts = pl.ds(0, half), pl.ds(half, half)
+    scales = [scale[cut][None, :] for cut in cuts]
 
-    def rows(i, dscale_D):
-        tokens = pl.ds(program * ROWS + i * tile, tile)
-        x_TD, dy_TD = x[tokens, :].astype(jnp.float32), dnormed[tokens, :].astype(jnp.float32)
-        inverse_T1 = jax.lax.rsqrt(jnp.mean(x_TD * x_TD, axis=1) + epsilon)[:, None]
-        unit_TD, dunit_TD = x_TD * inverse_T1, dy_TD * scale[...][None, :]
-        share_T1 = jnp.mean(dunit_TD * unit_TD, axis=1)[:, None]
-        dx_TD = inverse_T1 * (dunit_TD - unit_TD * share_T1)
-        dx[tokens, :] = (dresidual[tokens, :].astype(jnp.float32) + dx_TD).astype(dx.dtype)
-        return dscale_D + jnp.sum(dy_TD * unit_TD, axis=0)
+    def rows(i, sums):
+        tokens = tokens_of(i)
 
-    zeros_D = jnp.zeros(x.shape[1], jnp.float32)
-    dscale[program, :] = jax.lax.fori_loop(0, ROWS // tile, rows, zeros_D)
+        def halves(ref):
+            return [ref[tokens, cut].astype(jnp.float32) for cut in cuts]
+
+        xs, dys, dresiduals = halves(x), halves(dnormed), halves(dresidual)
+        dunits = [dy * s for dy, s in zip(dys, scales, strict=True)]
+        inverse_T1 = jax.lax.rsqrt(_mean(xs, xs) + epsilon)
+        share_T1 = _mean(dunits, xs) * inverse_T1
+        units = [x_TD * inverse_T1 for x_TD in xs]
+        for cut, direct, d, u in zip(cuts, dresiduals, dunits, units, strict=True):
+            dx[tokens, cut] = (direct + inverse_T1 * (d - u * share_T1)).astype(dx.dtype)
+        return [s + dy * u for s, dy, u in zip(sums, dys, units, strict=True)]
+
+    sums = [jnp.zeros((tile, half), jnp.float32)] * 2
+    for cut, sum_TD in zip(cuts, jax.lax.fori_loop(0, ROWS // tile, rows, sums), strict=True):
+        dscale[program, cut] = jnp.sum(sum_TD, axis=0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -52,7 +66,7 @@ def _backward(epsilon, interpret, operands, cotangents):
         jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype),
         jax.ShapeDtypeStruct((rows // ROWS, width), jnp.float32),
     )
-    options = {"channels": _TILE, "warps": 8, "epsilon": epsilon, "interpret": interpret}
+    options = {"channels": 512, "warps": 2, "epsilon": epsilon, "interpret": interpret}
     dx_TD, dscale_PD = by_rows(_gradients, outputs, x_TD, scale_D, *cotangents, **options)
     return dx_TD, dscale_PD.sum(0)
 

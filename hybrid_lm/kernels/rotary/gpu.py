@@ -16,9 +16,9 @@ from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.precision import project
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.rotary import xla
+from hybrid_lm.kernels.rows_gpu import ROWS, rows_of
 
-_TOKENS = 64  # of a program
-_TILE = 4096  # channels of tokens taken at a time
+_TILE = 2048  # channels of tokens taken at a time
 _WARPS = 4
 _DIMS = (32, 64, 128, 256)
 
@@ -26,7 +26,7 @@ _DIMS = (32, 64, 128, 256)
 def _together(parts) -> int:
     """Heads taken at a time: a power of 2, as Triton's tiles are, that divides both counts."""
     count = math.gcd(*(part.shape[1] for part in parts))
-    return count & -count
+    return min(count & -count, _TILE // parts[0].shape[2])
 
 
 def _heads(parts):
@@ -58,66 +58,69 @@ def _scales(scale, kind):
 
 def _mean(halves_a, halves_b):
     """Of the products, over all channels: [T, H, 1]."""
-    total_TH = sum(jnp.sum(a * b, axis=2) for a, b in zip(halves_a, halves_b, strict=True))
-    return (total_TH / (2 * halves_a[0].shape[2]))[:, :, None]
+    left, right = (a * b for a, b in zip(halves_a, halves_b, strict=True))
+    return (jnp.sum(left + right, axis=2) / (2 * left.shape[2]))[:, :, None]
 
 
-def _turns(cos, sin, tokens):
-    """Of some tokens: [T, 1, K/2]."""
-    return cos[tokens, :][:, None, :], sin[tokens, :][:, None, :]
+def _turns(cos, sin, tokens, heads):
+    """Of some tokens, loaded for every head as its channels are: nothing is handed over."""
+    shape = (tokens.size, heads, cos.shape[1])
+    at = [jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 2)]
+    return [ref[tokens.start + at[0], at[1]] for ref in (cos, sin)]
 
 
 def _forward_kernel(x, scale, cos, sin, *outs, tile, epsilon):
-    first = pl.program_id(0) * _TOKENS
+    tokens_of = rows_of(pl.program_id(0), x.shape[0], tile)
 
     def turn(i, _):
-        tokens = pl.ds(first + i * tile, tile)
-        cos_T1K, sin_T1K = _turns(cos, sin, tokens)
+        tokens = tokens_of(i)
+        cos_THK, sin_THK = _turns(cos, sin, tokens, _together(outs))
         for kind, own, heads in _heads(outs):
             halves = _halves(x, tokens, heads)
             inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
             scales = _scales(scale, kind)
             left, right = (a * inverse_TH1 * s for a, s in zip(halves, scales, strict=True))
-            turned = left * cos_T1K - right * sin_T1K, right * cos_T1K + left * sin_T1K
+            turned = left * cos_THK - right * sin_THK, right * cos_THK + left * sin_THK
             _store_halves(outs[kind], tokens, own, turned)
 
-    jax.lax.fori_loop(0, _TOKENS // tile, turn, None)
+    jax.lax.fori_loop(0, ROWS // tile, turn, None)
 
 
 def _backward_kernel(x, scale, cos, sin, *refs, tile, epsilon):
     *douts, dx, dscale = refs
-    program, half = pl.program_id(0), x.shape[2] // 2
+    program, half, together = pl.program_id(0), x.shape[2] // 2, _together(douts)
+    tokens_of = rows_of(program, x.shape[0], tile)
 
     def turn_back(i, sums):
-        tokens = pl.ds(program * _TOKENS + i * tile, tile)
-        cos_T1K, sin_T1K = _turns(cos, sin, tokens)
+        tokens = tokens_of(i)
+        cos_THK, sin_THK = _turns(cos, sin, tokens, together)
         sums = [list(of_kind) for of_kind in sums]
         for kind, own, heads in _heads(douts):
             halves, (dleft, dright) = _halves(x, tokens, heads), _halves(douts[kind], tokens, own)
-            dturned = dleft * cos_T1K + dright * sin_T1K, dright * cos_T1K - dleft * sin_T1K
+            dturned = dleft * cos_THK + dright * sin_THK, dright * cos_THK - dleft * sin_THK
             inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
             units = [a * inverse_TH1 for a in halves]
             for h, (d, u) in enumerate(zip(dturned, units, strict=True)):
-                sums[kind][h] += jnp.sum(jnp.sum(d * u, axis=0), axis=0)
+                sums[kind][h] += d * u
             dunits = [d * s for d, s in zip(dturned, _scales(scale, kind), strict=True)]
-            share_TH1 = _mean(dunits, units)
+            share_TH1 = _mean(dunits, halves) * inverse_TH1
             pairs = zip(dunits, units, strict=True)
             _store_halves(dx, tokens, heads, [inverse_TH1 * (d - u * share_TH1) for d, u in pairs])
         return sums
 
-    zeros = [[jnp.zeros(half, jnp.float32)] * 2] * 2
-    sums = jax.lax.fori_loop(0, _TOKENS // tile, turn_back, zeros)
+    zeros = [[jnp.zeros((tile, together, half), jnp.float32)] * 2] * 2
+    sums = jax.lax.fori_loop(0, ROWS // tile, turn_back, zeros)
     for kind, halves in enumerate(sums):
-        for h, sum_K in enumerate(halves):
-            dscale[program, kind, pl.ds(h * half, half)] = sum_K
+        for h, sum_THK in enumerate(halves):
+            dscale[program, kind, pl.ds(h * half, half)] = jnp.sum(jnp.sum(sum_THK, axis=0), axis=0)
 
 
 def _call(kernel, parts, outputs, *operands, epsilon, interpret):
     tokens, _, dim = operands[0].shape
-    tile = min(max(_TILE // (_together(parts) * dim), 1), _TOKENS)
+    tile = min(max(_TILE // (_together(parts) * dim), 1), ROWS)
     return pallas_triton.call(
         partial(kernel, tile=tile, epsilon=epsilon),
-        (tokens // _TOKENS,),
+        (tokens // ROWS,),
         outputs,
         *operands,
         warps=_WARPS,
@@ -141,7 +144,7 @@ def _forward(*arguments):
 def _backward(heads, epsilon, interpret, operands, douts):
     del heads
     x_THK = operands[0]
-    sums = jax.ShapeDtypeStruct((x_THK.shape[0] // _TOKENS, 2, x_THK.shape[2]), jnp.float32)
+    sums = jax.ShapeDtypeStruct((x_THK.shape[0] // ROWS, 2, x_THK.shape[2]), jnp.float32)
     outputs = (jax.ShapeDtypeStruct(x_THK.shape, x_THK.dtype), sums)
     options = {"epsilon": epsilon, "interpret": interpret}
     dx_THK, dscale_P2K = _call(_backward_kernel, douts, outputs, *operands, *douts, **options)
@@ -155,8 +158,8 @@ def obstacle(x_BLD: jax.Array, weight_DHK: jax.Array) -> str | None:
     """Why the kernels cannot run on these operands; None if they can."""
     if weight_DHK.shape[-1] not in _DIMS:
         return f"heads of {weight_DHK.shape[-1]} channels"
-    if x_BLD.shape[0] * x_BLD.shape[1] % _TOKENS:
-        return f"tokens must be a multiple of {_TOKENS}"
+    if x_BLD.shape[0] * x_BLD.shape[1] % ROWS:
+        return f"tokens must be a multiple of {ROWS}"
     return pallas_triton.obstacle(x_BLD)
 
 

@@ -13,7 +13,6 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import chunked_gpu, pallas_triton
 from hybrid_lm.kernels.chunked_gpu import Factors, Scales, Sizes, padded
-from hybrid_lm.kernels.decay_gpu import document_sums
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.spans import walk
@@ -24,18 +23,20 @@ _LEAST_COLUMNS = 16  # that a matrix product takes
 _PARTS = 1024  # parts of heads, chunk by chunk, that fill it
 
 
-def _written(k, v, weight, *, batch, head, tokens, block, share):
-    """``k^T (weight v)``"""
-    v_CP = v[batch, tokens, head, block]
-    v_CP = (v_CP * weight[batch, head, tokens][:, None]).astype(v_CP.dtype)
+def _written(k, v, *weights, batch, head, tokens, block, share):
+    """``k^T (weight v)``, the product of all weights."""
+    v_CP, weight_C = v[batch, tokens, head, block], weights[0][batch, head, tokens]
+    for weight in weights[1:]:
+        weight_C *= weight[batch, head, tokens]
+    v_CP = (v_CP * weight_C[:, None]).astype(v_CP.dtype)
     return dot(k[batch, tokens, head // share, :], v_CP, trans_a=True)
 
 
-def _walk(k, v, weight, stays, start_BHNP, sizes: Sizes, *, reverse: bool):
+def _walk(k, v, weights, stays, start_BHNP, sizes: Sizes, *, reverse: bool):
     """The state before (in reverse: after) each chunk, [B, chunks, H, N, P], and the last one."""
     return walk(
         partial(_written, share=sizes.share),
-        (k, v, weight),
+        (k, v, *weights),
         stays[..., None],
         start_BHNP,
         chunk=sizes.chunk,
@@ -52,8 +53,8 @@ def _ssd(q, k, v, factors: Factors, scales: Scales | None, start_BHNP, sizes: Si
 
 
 def _ssd_forward(q, k, v, factors, scales, start_BHNP, sizes):
-    weight = factors.to_end if scales is None else factors.to_end * scales.strength
-    before, last = _walk(k, v, weight, factors.stays, start_BHNP, sizes, reverse=False)
+    weights = (factors.to_end, *(scales or ())[:1])
+    before, last = _walk(k, v, weights, factors.stays, start_BHNP, sizes, reverse=False)
     before = keep(before)
     y = keep(chunked_gpu.outputs(q, k, v, factors, before, sizes, scales))
     return (y, last), (q, k, v, factors, scales, before)
@@ -62,7 +63,7 @@ def _ssd_forward(q, k, v, factors, scales, start_BHNP, sizes):
 def _ssd_backward(sizes, residuals, cotangents):
     q, k, v, factors, scales, before = residuals
     dy, dlast = cotangents
-    reads = (q, dy, factors.from_start, factors.stays)
+    reads = (q, dy, (factors.from_start,), factors.stays)
     after, dstart = _walk(*reads, dlast, sizes, reverse=True)
     of = gpu_gradients if gpu_gradients.is_worth(before, sizes) else chunked_gpu
     return *of.gradients(q, k, v, factors, before, after, dy, sizes, scales), dstart
@@ -114,16 +115,19 @@ def ssd(
 
     pad = partial(padded, multiple=_CHUNK)
     v, log_decay, resets = jax.tree.map(pad, (v_BLHP, log_decay_BLH, resets_BL))
-    sums = partial(document_sums, _CHUNK, interpret)
-    factors = chunked_gpu.factors(log_decay, resets, v.shape[:3], _CHUNK, sums)
+    strength = None if strength_BLH is None else pad(strength_BLH)
+    operands = log_decay, strength, resets
+    factors, strength = chunked_gpu.gpu_factors(
+        *operands, v.shape[:3], _CHUNK, interpret, exact=v.dtype == jnp.float32
+    )
     sizes = Sizes(_CHUNK, share, parts, interpret)
     scales = None
-    if strength_BLH is not None or skip_H is not None:
-        if strength_BLH is None:
-            strength_BLH = jnp.ones((batch, length, heads), jnp.float32)
+    if strength is not None or skip_H is not None:
+        if strength is None:
+            strength = jnp.ones(factors.from_start.shape, jnp.float32)
         if skip_H is None:
             skip_H = jnp.zeros(heads, jnp.float32)
-        scales = Scales(jnp.moveaxis(pad(strength_BLH), 2, 1), skip_H)
+        scales = Scales(strength, skip_H)
     q, k, most = pad(q_BLGN), pad(k_BLGN), _power_of_two(width)
 
     def columns(first: int, last: int) -> tuple[jax.Array, jax.Array]:

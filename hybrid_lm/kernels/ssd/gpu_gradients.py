@@ -41,7 +41,7 @@ def _inner_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
         h = part * heads + i
         given_CP, dy_CP = v[batch, tokens, h, :], dy[batch, tokens, h, :]
         v_CP = scaled_values(given_CP, scales, (batch, h, tokens))
-        decay_CC = decay(total[batch, h, tokens], run_C, keys_first=True)
+        decay_CC = decay(total, (batch, h, tokens), run_C, keys_first=True)
         weights_CC = scores_CC * decay_CC
         dv_CP = to_end[batch, h, tokens][:, None] * dot(k_CN, after[batch, c, h, :, :])
         dv_CP += dot(weights_CC.astype(dy_CP.dtype), dy_CP)
