@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from hybrid_lm.kernels import pallas_triton
 
 _COLUMNS = 64  # of a state in one program
+_ROWS = 64  # the least of a state in one program
 _WALKS = 128  # programs that fill a card: with as many, nothing is walked twice
 _WALKS_CUT = 256  # programs of walks that are cut: two a processor, in one wave
 _LEAST = 8  # chunks that are worth a span
@@ -35,7 +36,7 @@ def _span_walk(advance, operands, stays, saved, place, state_NP, *, sizes, block
 
     def stay_over(c):
         one = stays.shape[-1] == 1
-        return stays[batch, head, c, 0] if one else stays[batch, head, c, :][:, None]
+        return stays[batch, head, c, 0] if one else stays[batch, head, c, block[0]][:, None]
 
     def step(i, carry):
         state_NP, stay = carry
@@ -43,7 +44,7 @@ def _span_walk(advance, operands, stays, saved, place, state_NP, *, sizes, block
         # Ahead: the state waits for it, and it is too small to be loaded in stages.
         following = stay_over(chunk_of(jnp.minimum(i + 1, count - 1)))
         for ref in saved:
-            ref[batch, c, head, :, block] = state_NP.astype(ref.dtype)
+            ref[batch, c, head, *block] = state_NP.astype(ref.dtype)
         tokens = pl.ds(c * chunk, chunk)
         write_NP = advance(*operands, batch=batch, head=head, tokens=tokens, block=block)
         return stay * state_NP + write_NP, following
@@ -51,32 +52,39 @@ def _span_walk(advance, operands, stays, saved, place, state_NP, *, sizes, block
     return jax.lax.fori_loop(0, count, step, (state_NP, stay_over(chunk_of(0))))[0]
 
 
-def _leave(*refs, advance, sizes, spans, columns):
+def _block(shape: tuple[int, int], width: int):
+    """The rows and columns of a state that a program has."""
+    (rows, columns), place = shape, pl.program_id(2)
+    across = width // columns
+    return pl.ds(place // across * rows, rows), pl.ds(place % across * columns, columns)
+
+
+def _leave(*refs, advance, sizes, spans, shape):
     """What a span leaves of what it writes itself; of all but the last span."""
     *operands, stays, end = refs
     row, head = pl.program_id(0), pl.program_id(1)
-    block = pl.ds(pl.program_id(2) * columns, columns)
+    block = _block(shape, end.shape[-1])
     batch, span = row // (spans - 1), row % (spans - 1) + sizes[-1]
-    state_NP = jnp.zeros((end.shape[-2], columns), end.dtype)
+    state_NP = jnp.zeros(shape, end.dtype)
     place = batch, span, head
     state_NP = _span_walk(advance, operands, stays, (), place, state_NP, sizes=sizes, block=block)
-    end[batch, span, head, :, block] = state_NP
+    end[batch, span, head, *block] = state_NP
 
 
-def _pass_states(*refs, advance, inputs, sizes, spans, columns):
+def _pass_states(*refs, advance, inputs, sizes, spans, shape):
     """A span from the right state, which comes from what the spans before it leave."""
     operands, (stays, start, *left, last, saved) = refs[:inputs], refs[inputs:]
     row, head = pl.program_id(0), pl.program_id(1)
-    block = pl.ds(pl.program_id(2) * columns, columns)
+    block = _block(shape, start.shape[-1])
     batch, span, reverse = row // spans, row % spans, sizes[-1]
     behind = spans - 1 - span if reverse else span
 
     def add(i, state_NP):
         decays, ends = left
         s = spans - 1 - i if reverse else i
-        return decays[batch, head, s, :][:, None] * state_NP + ends[batch, s, head, :, block]
+        return decays[batch, head, s, :][:, None] * state_NP + ends[batch, s, head, *block]
 
-    state_NP = start[batch, head, :, block]
+    state_NP = start[batch, head, *block]
     if left:
         state_NP = jax.lax.fori_loop(0, behind, add, state_NP)
     place = batch, span, head
@@ -86,7 +94,7 @@ def _pass_states(*refs, advance, inputs, sizes, spans, columns):
 
     @pl.when(behind == spans - 1)
     def _():
-        last[batch, head, :, block] = state_NP
+        last[batch, head, *block] = state_NP
 
 
 def walk(
@@ -106,7 +114,7 @@ def walk(
 
     Args:
         advance: ``advance(*operand_refs, batch=, head=, tokens=, block=)`` -> what a chunk writes
-            to the columns ``block`` of the state of one head.
+            to the rows and columns ``block`` of the state of one head.
         stays_BHcN: what is left of a state over each chunk; N may be 1.
         start_BHNP: the state before the first chunk (in reverse: after the last).
         chunk: tokens of each chunk.
@@ -119,19 +127,25 @@ def walk(
     batch, heads, n, width = start_BHNP.shape
     chunks = stays_BHcN.shape[2]
     columns = min(width, _COLUMNS)
-    steps = -(-chunks // choose_spans(batch * heads * width // columns, chunks))
+    walks = batch * heads * width // columns
+    steps = -(-chunks // choose_spans(walks, chunks))
     spans = -(-chunks // steps)
+    # Two programs a processor, as walks that are cut have them. Where several blocks of columns
+    # read the same keys already, or each row decays by itself, it was no faster.
+    is_alone = width == columns and stays_BHcN.shape[-1] == 1
+    halved = _WALKS <= walks < _WALKS_CUT and is_alone and n >= 2 * _ROWS
+    shape = n // 2 if halved else n, columns
     sizes = chunk, chunks, steps, reverse
-    shared = {"advance": advance, "sizes": sizes, "spans": spans, "columns": columns}
+    shared = {"advance": advance, "sizes": sizes, "spans": spans, "shape": shape}
 
     def run(kernel, rows, outputs, *operands):
         return pallas_triton.call(
             partial(kernel, **shared),
-            (batch * rows, heads, width // columns),
+            (batch * rows, heads, n * width // (shape[0] * shape[1])),
             outputs,
             *operands,
             warps=4,
-            stages=3 if dtype == jnp.bfloat16 else 1,
+            stages=3 + halved if dtype == jnp.bfloat16 else 1,
             interpret=interpret,
         )
 

@@ -21,6 +21,7 @@ SHAPES = {  # B, L, H, G, N, P, mean of the log of -log decay
     "many spans": (1, 5000, 4, 1, 64, 128, -6.0),
     "small": (3, 257, 4, 4, 16, 16, -1.0),
     "fast decay": (1, 700, 2, 2, 128, 128, 3.0),
+    "many walks": (8, 300, 16, 4, 128, 64, -3.0),
     "wide": (1, 300, 2, 2, 128, 256, -3.0),
 }
 SSD = [(shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16") if shape != "wide"]

@@ -103,7 +103,8 @@ def _score_gradients(q, k, total, run, dscores, dq, dk, dtotal, *, chunk, keys):
 
 def _written(k, v, *, batch, head, tokens, block):
     """``k^T v``"""
-    return dot(k[batch, tokens, head, :], v[batch, tokens, head, block], trans_a=True)
+    rows, columns = block
+    return dot(k[batch, tokens, head, rows], v[batch, tokens, head, columns], trans_a=True)
 
 
 def _outputs(q, v, scores, before, y, *, chunk, columns):

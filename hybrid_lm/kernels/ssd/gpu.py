@@ -25,11 +25,12 @@ _PARTS = 1024  # parts of heads, chunk by chunk, that fill it
 
 def _written(k, v, *weights, batch, head, tokens, block, share):
     """``k^T (weight v)``, the product of all weights."""
-    v_CP, weight_C = v[batch, tokens, head, block], weights[0][batch, head, tokens]
+    rows, columns = block
+    v_CP, weight_C = v[batch, tokens, head, columns], weights[0][batch, head, tokens]
     for weight in weights[1:]:
         weight_C *= weight[batch, head, tokens]
     v_CP = (v_CP * weight_C[:, None]).astype(v_CP.dtype)
-    return dot(k[batch, tokens, head // share, :], v_CP, trans_a=True)
+    return dot(k[batch, tokens, head // share, rows], v_CP, trans_a=True)
 
 
 def _walk(k, v, weights, stays, start_BHNP, sizes: Sizes, *, reverse: bool):
