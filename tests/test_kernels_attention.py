@@ -128,7 +128,13 @@ def test_naming_an_implementation_that_cannot_run_is_an_error():
         attention(x_BLHK, x_BLHK, x_BLHK, implementation="pallas")
 
 
-def test_the_kernels_lower_for_hopper():
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_kernels_lower_for_hopper(packed):
     x_BLHK = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
-    gradients = jax.grad(lambda *qkv: gpu.attention(*qkv).astype(jnp.float32).sum(), (0, 1, 2))
+    starts_BL = np.arange(256, dtype=np.int32)[None] // 100 * 100 if packed else None
+
+    def total(q, k, v):
+        return gpu.attention(q, k, v, starts_BL).astype(jnp.float32).sum()
+
+    gradients = jax.grad(total, (0, 1, 2))
     assert count_mosaic_gpu_kernels(gradients, x_BLHK, x_BLHK, x_BLHK) == 2

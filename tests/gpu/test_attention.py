@@ -87,14 +87,21 @@ def test_cudnn_matches_float64(kind, window, heads, kv_heads, dim):
         assert relative_rmse(got, want) <= 0.005
 
 
+@pytest.mark.parametrize("documents", [None, 3, 100])
 @pytest.mark.parametrize(("batch", "length", "heads"), [(3, 128, 4), (1, 384, 2), (2, 1152, 3)])
-def test_kernels_match_float64(batch, length, heads):
+def test_kernels_match_float64(batch, length, heads, documents):
     rng = np.random.default_rng(0)
     shape = batch, length, heads, 64
     q, k, v, dy = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for _ in range(4))
-    y, pull = jax.vjp(gpu.attention, q, k, v)
+    starts = None
+    if documents is not None:  # one of them of a single token, one from the edge of a block
+        is_start = rng.random((batch, length)) < documents / length
+        is_start[:, [0, 5, 6, length - 128, length - 1]] = True
+        starts = np.maximum.accumulate(np.where(is_start, np.arange(length), 0), axis=1)
+        starts = starts.astype(np.int32)
+    y, pull = jax.vjp(lambda *qkv: gpu.attention(*qkv, starts), q, k, v)
     q64, k64, v64, dy64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v, dy))
-    weights, want = truth(q64, k64, v64, None, None)
+    weights, want = truth(q64, k64, v64, starts, None)
     assert relative_rmse(y, want) <= 0.005
     wants = truth_gradients(q64, k64, v64, weights, want, dy64)
     for got, want in zip(pull(dy), wants, strict=True):

@@ -46,14 +46,14 @@ def attention(
     if window is not None and window >= keys:
         window = None
     obstacles = {
-        "pallas": gpu.obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, ends_BL, window),
+        "pallas": gpu.obstacle(q_BLHK, k_BSGK, v_BSGP, ends_BL, window),
         "cudnn": cudnn.obstacle(q_BLHK, k_BSGK, v_BSGP, starts_BL, ends_BL, window, max_segments),
         "xla": None,
         "reference": None,
     }
     chosen = choose("attention", implementation, obstacles)
     if chosen == "pallas":
-        return gpu.attention(q_BLHK, k_BSGK, v_BSGP)
+        return gpu.attention(q_BLHK, k_BSGK, v_BSGP, starts_BL)
     if chosen == "cudnn":
         return cudnn.attention(
             q_BLHK, k_BSGK, v_BSGP, starts_BL, window=window, max_segments=max_segments

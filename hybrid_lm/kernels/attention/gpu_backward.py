@@ -34,6 +34,7 @@ def backward(
     dy_BLHK: jax.Array,
     log_mass_BHL: jax.Array,
     offset_BHL: jax.Array,
+    starts_BL: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients dq, dk and dv, [B, L, H, K].
 
@@ -42,25 +43,29 @@ def backward(
         offset_BHL: ``sum_k y dy``, what the softmax subtracts from the cotangents of its weights.
     """
     batch, length, heads, dim = q_BLHK.shape
-    scale = dim**-0.5
+    scale, operands = dim**-0.5, (q_BLHK, k_BLHK, v_BLHK, dy_BLHK)
     low = partial(matrices, dtype=q_BLHK.dtype)
     vectors = plgpu.SMEM((_STAGES, _ROWS), jnp.float32)
     like = jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype)
     dq_BLHK = jax.new_ref(jnp.zeros(q_BLHK.shape, jnp.float32))
+    packed = starts_BL is not None
+    documents = (starts_BL, _ends(starts_BL)) if packed else ()
+    scratch = (plgpu.SMEM((_STAGES, _ROWS), jnp.int32),) if packed else ()
     dk_BLHK, dv_BLHK = plgpu.kernel(
-        partial(_kernel, steps=length // _ROWS, scale=scale),
+        partial(_kernel, packed=packed, steps=length // _ROWS, scale=scale),
         out_type=(like, like),
         scratch_types=(
             low(_STAGES, _ROWS, dim),
             low(_STAGES, _ROWS, dim),
             vectors,
             vectors,
+            *scratch,
             low(_KEYS, dim),
             low(_KEYS, dim),
             low(_SLOTS, _KEYS, _ROWS),
             matrices(_SLOTS, _ROWS, dim, dtype=jnp.float32),
             plgpu.Barrier(num_arrivals=2),
-            plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES),
+            plgpu.Barrier(num_arrivals=2 + packed, num_barriers=_STAGES),
             plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES),
             plgpu.Barrier(num_arrivals=_OWNERS, num_barriers=_STAGES),
             plgpu.Barrier(num_arrivals=_OWNERS, num_barriers=_SLOTS),
@@ -71,23 +76,34 @@ def backward(
         num_threads=_OWNERS + 2,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(q_BLHK, k_BLHK, v_BLHK, dy_BLHK, log_mass_BHL * (-1 / scale), -offset_BHL, dq_BLHK)
+    )(*operands, log_mass_BHL * (-1 / scale), -offset_BHL, *documents, dq_BLHK)
     return (dq_BLHK[...] * scale).astype(q_BLHK.dtype), dk_BLHK, dv_BLHK
 
 
-def _kernel(
-    q, k, v, dy, mass, offset, dq, dk, dv,
-    queries, cotangents, own_mass, own_offset, keys, values, dscores, partial_dq,
-    kv_in, q_in, dy_in, q_out, dscores_in, dscores_out, *, steps: int, scale: float,
-):  # fmt: skip
+def _ends(starts_BL: jax.Array) -> jax.Array:
+    """Where the documents of the first and of the last key of each tile end: [B, tiles, 2]."""
+    first_T = jnp.arange(0, starts_BL.shape[1], _KEYS)
+    key_T2 = first_T[:, None] + jnp.array([0, _KEYS - 1])
+    is_before = starts_BL[:, None, None, :] <= key_T2[..., None]  # starts never fall
+    return jnp.sum(is_before, axis=-1, dtype=jnp.int32)
+
+
+def _kernel(q, k, v, dy, mass, offset, *refs, packed: bool, steps: int, scale: float):
     """``mass`` and ``offset`` start the sums of scores and of cotangents: they are subtracted.
 
     ``*_in``, ``*_out``: filled, and read by all.
     """
+    documents, refs = refs[: 2 * packed], refs[2 * packed :]  # starts, and `_ends`
+    dq, dk, dv, queries, cotangents, own_mass, own_offset, *refs = refs
+    own_starts, refs = refs[:packed], refs[packed:]
+    keys, values, dscores, partial_dq, kv_in, q_in, dy_in, q_out, dscores_in, dscores_out = refs
     head, tile, row = (jax.lax.axis_index(name) for name in ("head", "tile", "row"))
     group = jax.lax.axis_index("warpgroup")
     first = tile * (_KEYS // _ROWS)
-    count = steps - first
+    full = count = steps - first
+    if packed:
+        full = documents[1][row, tile, 0] // _ROWS - first
+        count = (documents[1][row, tile, 1] + _ROWS - 1) // _ROWS - first
 
     @pl.when(group < _OWNERS)
     def _own():
@@ -126,6 +142,9 @@ def _kernel(
                         plgpu.broadcasted_iota, jnp.int32, (_OWN, _ROWS), layout=FRAGMENTS
                     )
                     seen = place(1) + (first + i) * _ROWS >= place(0) + start
+                    if packed:
+                        starts_C = plgpu.load(own_starts[0].at[at], layout=FRAGMENTS.reduce(0))
+                        seen &= place(0) + start >= along(starts_C)
                     scores_SC = jnp.where(seen, scores_SC, -jnp.inf)
                 weights_SC = jnp.exp2(scores_SC)
                 # Barriers: operands in registers are made before their product begins, and stay
@@ -149,7 +168,11 @@ def _kernel(
             run = partial(step, dk_SK=dk_SK, dv_SK=dv_SK)
             edge = _KEYS // _ROWS
             jax.lax.fori_loop(0, edge, partial(run, masked=True), None)
-            jax.lax.fori_loop(edge, count, partial(run, masked=False), None)
+            # Queries of the document of all keys, then, of some of them.
+            inner = jnp.maximum(full, edge)
+            jax.lax.fori_loop(edge, inner, partial(run, masked=False), None)
+            if packed:
+                jax.lax.fori_loop(inner, count, partial(run, masked=True), None)
             return (dk_SK[...] * scale).astype(k.dtype), dv_SK[...].astype(v.dtype)
 
         wide = sums(_OWN, k.shape[-1])
@@ -196,5 +219,8 @@ def _kernel(
             pl.when(i >= _STAGES)(lambda: plgpu.barrier_wait(q_out.at[at]))
             plgpu.copy_gmem_to_smem(q.at[row, tokens, head], queries.at[at], q_in.at[at])
             plgpu.copy_gmem_to_smem(mass.at[row, head, tokens], own_mass.at[at], q_in.at[at])
+            if packed:
+                starts = documents[0].at[row, tokens]
+                plgpu.copy_gmem_to_smem(starts, own_starts[0].at[at], q_in.at[at])
             plgpu.copy_gmem_to_smem(dy.at[row, tokens, head], cotangents.at[at], dy_in.at[at])
             plgpu.copy_gmem_to_smem(offset.at[row, head, tokens], own_offset.at[at], dy_in.at[at])

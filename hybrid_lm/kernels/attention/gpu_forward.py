@@ -21,16 +21,21 @@ _ROWS = 64  # queries of a warpgroup: those of one product
 _KEYS = 128  # of a step
 _STAGES = 2  # steps' keys and values on chip
 _REGISTERS = 160, 32  # of a thread with queries, of one that loads
+_LEAST = -1e30  # of a running maximum: the difference of two infinities is none
 
 
 @jax.jit
-def forward(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, starts_BL: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     """Outputs y_BLHK and the float32 log-sum-exp of each query's scores, [B, H, L]."""
     batch, length, heads, dim = q_BLHK.shape
     tiles = pl.cdiv(length, _GROUPS * _ROWS)
     low = partial(matrices, dtype=q_BLHK.dtype)
+    starts = () if starts_BL is None else (starts_BL,)
+    kernel = partial(_kernel, packed=bool(starts), length=length, tiles=tiles)
     return plgpu.kernel(
-        partial(_kernel, length=length, tiles=tiles, scale=math.log2(math.e) * dim**-0.5),
+        partial(kernel, scale=math.log2(math.e) * dim**-0.5),
         out_type=(
             jax.ShapeDtypeStruct(q_BLHK.shape, q_BLHK.dtype),
             jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
@@ -51,19 +56,23 @@ def forward(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> tuple[ja
         num_threads=_GROUPS + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(q_BLHK, k_BLHK, v_BLHK)
+    )(q_BLHK, k_BLHK, v_BLHK, *starts)
 
 
-def _kernel(
-    q, k, v, y, log_mass, own_q, keys, values, own_mass, q_in, k_in, v_in, k_out, v_out,
-    *, length: int, tiles: int, scale: float,
-):  # fmt: skip
-    """``own_*``: of the queries on chip; ``*_in``, ``*_out``: loaded, and read by all."""
+def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float):
+    """``own_*``: of the queries on chip; ``*_in``, ``*_out``: loaded, and read by all; ``starts``
+    is one array where rows are packed.
+
+    Steps are counted from the first that holds a key of a document of the tile.
+    """
+    starts, refs = refs[:packed], refs[packed:]
+    y, log_mass, own_q, keys, values, own_mass, q_in, k_in, v_in, k_out, v_out = refs
     head, row = jax.lax.axis_index("head"), jax.lax.axis_index("row")
     tile = tiles - 1 - jax.lax.axis_index("tile")  # the longest first
     group = jax.lax.axis_index("warpgroup")
     start = tile * (_GROUPS * _ROWS)
-    steps = _steps(jnp.minimum(start + _GROUPS * _ROWS, length))
+    least = starts[0][row, start] // _KEYS if packed else jnp.int32(0)
+    steps = _steps(jnp.minimum(start + _GROUPS * _ROWS, length)) - least
 
     @pl.when(group < _GROUPS)
     def _attend():
@@ -71,6 +80,10 @@ def _kernel(
         first = start + group * _ROWS
         tokens = pl.ds(first, _ROWS)
         plgpu.copy_gmem_to_smem(q.at[row, tokens, head], own_q.at[group], q_in.at[group])
+        if packed:
+            there = jnp.minimum(first, length - _ROWS)  # the last tile may have fewer groups
+            own = starts[0].at[row, pl.ds(there, _ROWS)]
+            starts_C = plgpu.load(own, layout=FRAGMENTS.reduce(1), optimized=False)
         plgpu.barrier_wait(q_in.at[group])
 
         def step(i, carried, y_CK, *, masked: bool):
@@ -86,9 +99,14 @@ def _kernel(
             plgpu.barrier_arrive(k_out.at[at])
             if masked:
                 place = partial(plgpu.broadcasted_iota, jnp.int32, (_ROWS, _KEYS), layout=FRAGMENTS)
-                seen = place(0) + first >= place(1) + i * _KEYS
+                key_CS = place(1) + (i + least) * _KEYS
+                seen = place(0) + first >= key_CS
+                if packed:
+                    seen &= key_CS >= _spread(starts_C, _KEYS)
                 scores_CS = jnp.where(seen, scores_CS, -jnp.inf)
             new_C = jnp.maximum(top_C, jnp.max(scores_CS, axis=1) * scale)
+            if masked and packed:  # nothing seen yet
+                new_C = jnp.maximum(new_C, jnp.float32(_LEAST))
             fade_C = jnp.exp2(top_C - new_C)
             weights_CS = jnp.exp2(scores_CS * scale - _spread(new_C, _KEYS))
             mass_C = mass_C * fade_C + jnp.sum(weights_CS, axis=1)
@@ -107,12 +125,19 @@ def _kernel(
                 plgpu.barrier_arrive(read.at[at])
 
         def attend(y_CK):
-            own = jnp.minimum(_steps(first + _ROWS), steps)
-            full = jnp.minimum(first // _KEYS, own)
-            run = partial(step, y_CK=y_CK)
-            carried = _rows(-jnp.inf), _rows(0.0)
-            carried = jax.lax.fori_loop(0, full, partial(run, masked=False), carried)
-            carried = jax.lax.fori_loop(full, own, partial(run, masked=True), carried)
+            own = jnp.minimum(_steps(first + _ROWS) - least, steps)
+            full = jnp.minimum(first // _KEYS - least, own)
+            masked, unmasked = (partial(step, y_CK=y_CK, masked=masked) for masked in (True, False))
+            carried, begin = (_rows(-jnp.inf), _rows(0.0)), 0
+            if packed:
+                # Keys before a document, some before one of them, after all, after a query.
+                begin = starts[0][row, there] // _KEYS - least
+                inner = jnp.minimum(_steps(starts[0][row, there + _ROWS - 1]) - least, full)
+                jax.lax.fori_loop(0, begin, pass_on, None)
+                carried = jax.lax.fori_loop(begin, inner, masked, carried)
+                begin = inner
+            carried = jax.lax.fori_loop(begin, full, unmasked, carried)
+            carried = jax.lax.fori_loop(full, own, masked, carried)
             jax.lax.fori_loop(own, steps, pass_on, None)
             top_C, mass_C = carried
             own_q.at[group][...] = (y_CK[...] / _spread(mass_C, y.shape[-1])).astype(q.dtype)
@@ -130,7 +155,7 @@ def _kernel(
 
         @pl.loop(jnp.int32(0), steps)
         def _(i):
-            at, tokens = _slot(i), (row, pl.ds(i * _KEYS, _KEYS), head)
+            at, tokens = _slot(i), (row, pl.ds((i + least) * _KEYS, _KEYS), head)
             pl.when(i >= _STAGES)(lambda: plgpu.barrier_wait(k_out.at[at]))
             plgpu.copy_gmem_to_smem(k.at[tokens], keys.at[at], k_in.at[at])
             pl.when(i >= _STAGES)(lambda: plgpu.barrier_wait(v_out.at[at]))
