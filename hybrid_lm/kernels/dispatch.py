@@ -20,8 +20,8 @@ class Implementation:
     """One choice per operation; None takes the best that supports the device and shapes."""
 
     attention: Literal["pallas", "cudnn", "xla", "reference"] | None = None
-    """Softmax attention: Hopper kernels (bf16, one document a row), cuDNN's fused kernel (GPU,
-    bf16), blocks with online softmax, or naive."""
+    """Softmax attention: Hopper kernels (bf16, long rows), cuDNN's fused kernel (GPU, bf16),
+    blocks with online softmax, or naive."""
     block_attention: Literal["pallas", "xla", "reference"] | None = None
     """Attention to chosen blocks: GPU kernels (bf16, one document a row), gathered matrix products,
     or the whole matrix masked."""
