@@ -154,8 +154,8 @@ class Kernels:
     """Operations at the shapes of docs/kernels.md, bf16 inputs.
 
     Compiled side by side in processes of their own; on GPUs, XLA takes products from cuBLAS alone.
-    Values and gradients are checked first, on rows of 1/8 the length; a red one is not timed. Of a
-    layer, that is all but its projections.
+    Values and gradients are checked first, on rows of 1/8 the length (attention: 1/4); a red one is
+    not timed. Of a layer, that is all but its projections.
     The floor is the longer of moving all inputs and outputs once, as fast as a copy, and of the
     arithmetic of the definition, as fast as a bf16 matrix product, both measured in the same run.
     With ``--output``, rows are added to those of the same device and versions that are there.

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.decay import at_least_underflow, sum_decays
-from hybrid_lm.kernels.decay_gpu import token_decays
+from hybrid_lm.kernels.decay_gpu import places_of_total, token_decays
 from hybrid_lm.kernels.pallas_triton import dot
 from hybrid_lm.kernels.remat import keep
 
@@ -144,9 +144,7 @@ def decay(total, at, run_C, *, keys_first=False):
     i, j = ((None, slice(None)), (slice(None), None))[:: 1 if keys_first else -1]
     place = jnp.arange(run_C.shape[0])
     seen = (place[i] >= place[j]) & (run_C[i] == run_C[j])
-    batch, head, tokens = at
-    in_two = len(total.shape) == 4
-    parts = [total[batch, head, n, tokens] for n in (0, 1)] if in_two else [total[at]]
+    parts = [total[place] for place in places_of_total(total, *at)]
     gap = sum(total_C[i] - total_C[j] for total_C in parts)
     gap = jnp.minimum(gap, 0.0)  # above 0 only by rounding
     return jnp.exp(jnp.where(seen, gap, -jnp.inf))
@@ -170,10 +168,15 @@ def put_value_gradients(dv, dscales, dv_CP, given_CP, dy_CP, scales, place) -> N
     dv[batch, tokens, h, :] = dv_CP.astype(dv.dtype)
 
 
+def of_program(chunk: int, share: int, parts: int):
+    """Where it is, in parts of heads, chunks and rows; its tokens; how many heads a part has."""
+    place = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    return place, pl.ds(place[1] * chunk, chunk), share // parts
+
+
 def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts):
     *scales, y = rest
-    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    (part, c, batch), tokens, heads = of_program(chunk, share, parts)
     q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
     scores_CC, run_C = dot(q_CN, k_CN, trans_b=True), run[batch, tokens]
 
@@ -192,8 +195,7 @@ def _outputs(q, k, v, total, run, from_start, before, *rest, chunk, share, parts
 
 def _read_gradients(k, q, v, total, run, from_start, before, after, dy, *rest, chunk, share, parts):
     *scales, dq, dfrom_start, dstays = rest
-    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    (part, c, batch), tokens, heads = of_program(chunk, share, parts)
     k_CN, q_CN = k[batch, tokens, part // parts, :], q[batch, tokens, part // parts, :]
     run_C = run[batch, tokens]
 
@@ -218,8 +220,7 @@ def _write_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
     """Matrices [C, C] are of (key, query) here: no result of a product is transposed."""
     scales, rest = rest[: 2 * scaled], rest[2 * scaled :]
     dk, dv, dtotal, dto_end, *dscales = rest
-    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    (part, c, batch), tokens, heads = of_program(chunk, share, parts)
     q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
     run_C = run[batch, tokens]
 

@@ -17,6 +17,12 @@ from hybrid_lm.kernels.remat import keep
 _HEADS = 16  # of one program: the least that a matrix product takes
 
 
+def places_of_total(total, batch, heads, tokens):
+    """Of [B, H, L], or of whole parts and rests, [B, H, 2, L] (see `token_decays`)."""
+    parts = [()] if len(total.shape) == 3 else [(0,), (1,)]
+    return [(batch, heads, *part, tokens) for part in parts]
+
+
 class _Tile:
     """[H, C] of the heads and tokens of a program; of its last heads some may not exist."""
 
@@ -33,12 +39,6 @@ class _Tile:
     def in_BHL(self):
         """Where it is in [B, H, L]."""
         return self.batch, self.head_H[:, None], self.token_C[None, :]
-
-    def totals(self, total):
-        """Where they are in [B, H, L], or whole parts and rests in [B, H, 2, L]."""
-        batch, heads, tokens = self.in_BHL()
-        of = [()] if len(total.shape) == 3 else [(0,), (1,)]
-        return [(batch, heads, *n, tokens) for n in of]
 
     def in_BLH(self):
         return self.batch, self.token_C[None, :], self.head_H[:, None]
@@ -73,7 +73,8 @@ def _forward_kernel(log_decay, run, *refs, chunk, heads, scaled):
     given, (total, from_start, to_end, stays, *strength) = refs[:scaled], refs[scaled:]
     tile, i = _Tile(run, heads, chunk), jnp.arange(chunk)
     seen_CC = (i[:, None] <= i[None, :]) & (tile.run_C[:, None] == tile.run_C[None, :])
-    places, log_decay_HC = tile.totals(total), load(log_decay, tile.in_BLH(), tile.mask_HC)
+    places = places_of_total(total, *tile.in_BHL())
+    log_decay_HC = load(log_decay, tile.in_BLH(), tile.mask_HC)
     whole_HC = jnp.floor(log_decay_HC + 0.5)
     parts = (log_decay_HC,) if len(places) == 1 else (whole_HC, log_decay_HC - whole_HC)
     totals_HC = [_product(part_HC, seen_CC) for part_HC in parts]
@@ -95,10 +96,11 @@ def _backward_kernel(total, run, dtotal, dfrom_start, dto_end, dstays, *refs, ch
     def of(ref):
         return load(ref, tile.in_BHL(), tile.mask_HC)
 
-    totals_HC = [load(total, place, tile.mask_HC) for place in tile.totals(total)]
+    places = places_of_total(total, *tile.in_BHL())
+    totals_HC = [load(total, place, tile.mask_HC) for place in places]
     from_start_HC, to_end_HC, stays_H = _factors(totals_HC, tile.run_C)
     kept_HC = of(dto_end) * to_end_HC
-    dtotal_HC = load(dtotal, tile.totals(total)[0], tile.mask_HC)
+    dtotal_HC = load(dtotal, places[0], tile.mask_HC)
     dtotal_HC += of(dfrom_start) * from_start_HC - kept_HC
     dlast_H = jnp.sum(kept_HC, axis=1) + load(dstays, tile.in_BHc(), tile.mask_H) * stays_H
     dtotal_HC += jnp.where((i == chunk - 1)[None, :], dlast_H[:, None], 0.0)

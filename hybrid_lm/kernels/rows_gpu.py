@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import pallas_triton
@@ -22,6 +23,15 @@ def rows_of(program: jax.Array, rows: int, tile: int) -> Callable[[jax.Array], p
     from the last row to the first, as what was written last, by the product before, is in L2 still.
     """
     return lambda i: pl.ds(rows - (i * (rows // ROWS) + program + 1) * tile, tile)
+
+
+def mean_product(pieces_a, pieces_b) -> jax.Array:
+    """Over all channels, [..., 1], of rows in pieces, [..., C]: summed over the pieces first, so
+    that what a sum over channels needs is needed once.
+    """
+    first, *rest = (a * b for a, b in zip(pieces_a, pieces_b, strict=True))
+    channels = first.shape[-1] * (1 + len(rest))
+    return (jnp.sum(sum(rest, first), axis=-1) / channels)[..., None]
 
 
 def by_rows(

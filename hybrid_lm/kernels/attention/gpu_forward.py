@@ -118,7 +118,7 @@ def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float)
             return new_C, mass_C
 
         def pass_on(i, _):
-            """Of a step whose keys are behind all queries of this warpgroup."""
+            """Of a step of whose keys no query of this warpgroup sees any."""
             at = _slot(i)
             for loaded, read in ((k_in, k_out), (v_in, v_out)):
                 plgpu.barrier_wait(loaded.at[at])

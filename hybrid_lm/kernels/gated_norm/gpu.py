@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.precision import project
-from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, rows_of
+from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, mean_product, rows_of
 
 _HALVES, _QUARTERS = 2, 4
 
@@ -30,12 +30,6 @@ def _gate(y, z, at):
     return y_TE, sigmoid_TE, z_TE * sigmoid_TE
 
 
-def _mean(pieces_a, pieces_b):
-    """Of the products, over all channels: [T, 1]."""
-    products = [a * b for a, b in zip(pieces_a, pieces_b, strict=True)]
-    return (jnp.sum(sum(products), axis=1) / (len(products) * products[0].shape[1]))[:, None]
-
-
 def _forward_kernel(y, z, scale, out, *, tile, epsilon):
     tokens_of = rows_of(pl.program_id(0), y.shape[0], tile)
     cuts = _cuts(y.shape[1], _HALVES)
@@ -44,7 +38,7 @@ def _forward_kernel(y, z, scale, out, *, tile, epsilon):
     def rows(i, _):
         ats = [(tokens_of(i), cut) for cut in cuts]
         us = [y_TE * silu_TE for y_TE, _, silu_TE in (_gate(y, z, at) for at in ats)]
-        inverse_T1 = jax.lax.rsqrt(_mean(us, us) + epsilon)
+        inverse_T1 = jax.lax.rsqrt(mean_product(us, us) + epsilon)
         for at, u_TE, scale_1E in zip(ats, us, scales, strict=True):
             out[at] = (u_TE * inverse_T1 * scale_1E).astype(out.dtype)
 
@@ -62,8 +56,8 @@ def _backward_kernel(y, z, scale, dout, dy, dz, out, dscale, *, tile, epsilon):
         douts = [dout[at].astype(jnp.float32) for at in ats]
         us = [y_TE * silu_TE for y_TE, _, silu_TE in gates]
         dnormeds = [d * s for d, s in zip(douts, scales, strict=True)]
-        inverse_T1 = jax.lax.rsqrt(_mean(us, us) + epsilon)
-        share_T1 = _mean(dnormeds, us) * inverse_T1
+        inverse_T1 = jax.lax.rsqrt(mean_product(us, us) + epsilon)
+        share_T1 = mean_product(dnormeds, us) * inverse_T1
         normeds = [u * inverse_T1 for u in us]
         parts = zip(ats, gates, normeds, dnormeds, scales, strict=True)
         for at, (y_TE, sigmoid_TE, silu_TE), normed_TE, dnormed_TE, scale_1E in parts:

@@ -13,13 +13,7 @@ from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels import rows_gpu
 from hybrid_lm.kernels.residual_norm import xla
-from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, rows_of
-
-
-def _mean(halves_a, halves_b):
-    """Of the products, over all channels: [T, 1]."""
-    left, right = (a * b for a, b in zip(halves_a, halves_b, strict=True))
-    return (jnp.sum(left + right, axis=1) / (2 * left.shape[1]))[:, None]
+from hybrid_lm.kernels.rows_gpu import ROWS, by_rows, mean_product, rows_of
 
 
 def _gradients(x, scale, dresidual, dnormed, dx, dscale, *, tile, epsilon):
@@ -37,8 +31,8 @@ def _gradients(x, scale, dresidual, dnormed, dx, dscale, *, tile, epsilon):
 
         xs, dys, dresiduals = halves(x), halves(dnormed), halves(dresidual)
         dunits = [dy * s for dy, s in zip(dys, scales, strict=True)]
-        inverse_T1 = jax.lax.rsqrt(_mean(xs, xs) + epsilon)
-        share_T1 = _mean(dunits, xs) * inverse_T1
+        inverse_T1 = jax.lax.rsqrt(mean_product(xs, xs) + epsilon)
+        share_T1 = mean_product(dunits, xs) * inverse_T1
         units = [x_TD * inverse_T1 for x_TD in xs]
         for cut, direct, d, u in zip(cuts, dresiduals, dunits, units, strict=True):
             dx[tokens, cut] = (direct + inverse_T1 * (d - u * share_T1)).astype(dx.dtype)

@@ -16,7 +16,7 @@ from hybrid_lm.kernels import pallas_triton
 from hybrid_lm.kernels.precision import project
 from hybrid_lm.kernels.remat import keep
 from hybrid_lm.kernels.rotary import xla
-from hybrid_lm.kernels.rows_gpu import ROWS, rows_of
+from hybrid_lm.kernels.rows_gpu import ROWS, mean_product, rows_of
 
 _TILE = 2048  # channels of tokens taken at a time
 _WARPS = 4
@@ -56,12 +56,6 @@ def _scales(scale, kind):
     return [scale[kind, pl.ds(i * half, half)][None, None, :] for i in range(2)]
 
 
-def _mean(halves_a, halves_b):
-    """Of the products, over all channels: [T, H, 1]."""
-    left, right = (a * b for a, b in zip(halves_a, halves_b, strict=True))
-    return (jnp.sum(left + right, axis=2) / (2 * left.shape[2]))[:, :, None]
-
-
 def _turns(cos, sin, tokens, heads):
     """Of some tokens, loaded for every head as its channels are: nothing is handed over."""
     shape = (tokens.size, heads, cos.shape[1])
@@ -77,7 +71,7 @@ def _forward_kernel(x, scale, cos, sin, *outs, tile, epsilon):
         cos_THK, sin_THK = _turns(cos, sin, tokens, _together(outs))
         for kind, own, heads in _heads(outs):
             halves = _halves(x, tokens, heads)
-            inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
+            inverse_TH1 = jax.lax.rsqrt(mean_product(halves, halves) + epsilon)
             scales = _scales(scale, kind)
             left, right = (a * inverse_TH1 * s for a, s in zip(halves, scales, strict=True))
             turned = left * cos_THK - right * sin_THK, right * cos_THK + left * sin_THK
@@ -98,12 +92,12 @@ def _backward_kernel(x, scale, cos, sin, *refs, tile, epsilon):
         for kind, own, heads in _heads(douts):
             halves, (dleft, dright) = _halves(x, tokens, heads), _halves(douts[kind], tokens, own)
             dturned = dleft * cos_THK + dright * sin_THK, dright * cos_THK - dleft * sin_THK
-            inverse_TH1 = jax.lax.rsqrt(_mean(halves, halves) + epsilon)
+            inverse_TH1 = jax.lax.rsqrt(mean_product(halves, halves) + epsilon)
             units = [a * inverse_TH1 for a in halves]
             for h, (d, u) in enumerate(zip(dturned, units, strict=True)):
                 sums[kind][h] += d * u
             dunits = [d * s for d, s in zip(dturned, _scales(scale, kind), strict=True)]
-            share_TH1 = _mean(dunits, halves) * inverse_TH1
+            share_TH1 = mean_product(dunits, halves) * inverse_TH1
             pairs = zip(dunits, units, strict=True)
             _store_halves(dx, tokens, heads, [inverse_TH1 * (d - u * share_TH1) for d, u in pairs])
         return sums

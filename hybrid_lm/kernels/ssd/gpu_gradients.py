@@ -8,7 +8,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from hybrid_lm.kernels.chunked_gpu import (
     Factors,
@@ -18,6 +17,7 @@ from hybrid_lm.kernels.chunked_gpu import (
     decay,
     is_small,
     like,
+    of_program,
     put_value_gradients,
     scaled_values,
     summed_over_parts,
@@ -32,8 +32,7 @@ def _inner_gradients(q, k, v, total, run, to_end, after, dy, *rest, chunk, share
     """
     scales, rest = rest[: 2 * scaled], rest[2 * scaled :]
     dv, dscores, dtotal, *dscales = rest
-    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    (part, c, batch), tokens, heads = of_program(chunk, share, parts)
     q_CN, k_CN = q[batch, tokens, part // parts, :], k[batch, tokens, part // parts, :]
     scores_CC, run_C = dot(k_CN, q_CN, trans_b=True), run[batch, tokens]
 
@@ -64,8 +63,7 @@ def _state_gradients(
     """
     strength, after, rest = rest[:scaled], rest[scaled : scaled + reads], rest[scaled + reads :]
     dx, dfactor, *dstays = rest
-    part, c, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    tokens, heads = pl.ds(c * chunk, chunk), share // parts
+    (part, c, batch), tokens, heads = of_program(chunk, share, parts)
     x_CN = x[batch, tokens, part // parts, :]
 
     def head(i, dx_CN):
