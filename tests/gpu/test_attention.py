@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hybrid_lm.kernels.attention import attention, gpu
+from hybrid_lm.kernels.attention.gpu_forward import forward
 
 LENGTH = 512
 
@@ -87,18 +88,27 @@ def test_cudnn_matches_float64(kind, window, heads, kv_heads, dim):
         assert relative_rmse(got, want) <= 0.005
 
 
+def cut(documents: int | None, rng: np.random.Generator, batch: int, length: int):
+    """First key of each token's document, one of them of one token, one from a block's edge."""
+    if documents is None:
+        return None
+    is_start = rng.random((batch, length)) < documents / length
+    is_start[:, [0, 5, 6, length - 128, length - 1]] = True
+    starts = np.maximum.accumulate(np.where(is_start, np.arange(length), 0), axis=1)
+    return starts.astype(np.int32)
+
+
+# Tiles of 192 queries and blocks of 128 keys: the last tile has 128 queries, 192, 192, 128 and 64.
+SHAPES = [(3, 128, 4), (1, 384, 2), (2, 1152, 3), (2, 2048, 3), (1, 2176, 2)]
+
+
 @pytest.mark.parametrize("documents", [None, 3, 100])
-@pytest.mark.parametrize(("batch", "length", "heads"), [(3, 128, 4), (1, 384, 2), (2, 1152, 3)])
+@pytest.mark.parametrize(("batch", "length", "heads"), SHAPES)
 def test_kernels_match_float64(batch, length, heads, documents):
     rng = np.random.default_rng(0)
     shape = batch, length, heads, 64
     q, k, v, dy = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for _ in range(4))
-    starts = None
-    if documents is not None:  # one of them of a single token, one from the edge of a block
-        is_start = rng.random((batch, length)) < documents / length
-        is_start[:, [0, 5, 6, length - 128, length - 1]] = True
-        starts = np.maximum.accumulate(np.where(is_start, np.arange(length), 0), axis=1)
-        starts = starts.astype(np.int32)
+    starts = cut(documents, rng, batch, length)
     y, pull = jax.vjp(lambda *qkv: gpu.attention(*qkv, starts), q, k, v)
     q64, k64, v64, dy64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v, dy))
     weights, want = truth(q64, k64, v64, starts, None)
@@ -106,6 +116,32 @@ def test_kernels_match_float64(batch, length, heads, documents):
     wants = truth_gradients(q64, k64, v64, weights, want, dy64)
     for got, want in zip(pull(dy), wants, strict=True):
         assert relative_rmse(got, want) <= 0.005
+
+
+@pytest.mark.parametrize("documents", [None, 3])
+@pytest.mark.parametrize(("batch", "length", "heads"), SHAPES)
+@pytest.mark.parametrize("louder", [0, 60, 200, -200])
+def test_outputs_and_log_masses(batch, length, heads, documents, louder):
+    """Whatever the scores: some keys are ``louder`` than those next to a query, or quieter.
+
+    60 and 200 nats are beyond what a sum of weights may reach by its first reference.
+    """
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(batch, length, heads, 64)) for _ in range(3))
+    is_loud = np.arange(length) % 300 // 20 == 2
+    q += 3
+    k[:, is_loud] += louder / 24
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    starts = cut(documents, rng, batch, length)
+    y, log_mass = forward(q, k, v, starts)
+    q64, k64, v64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v))
+    weights, want = truth(q64, k64, v64, starts, None)
+    assert relative_rmse(y, want) <= 0.005
+    # A query's own score less the log-sum-exp is the log of its weight for itself.
+    own = np.einsum("blhk,blhk->bhl", q64, k64) / 8
+    place = np.arange(length)
+    own_weights = np.exp(own - np.asarray(log_mass, np.float64))
+    np.testing.assert_allclose(own_weights, weights[:, :, place, place], rtol=1e-3, atol=1e-30)
 
 
 def test_a_broken_promise_on_segments_is_nan():
