@@ -153,8 +153,6 @@ def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float)
             at, last = _slot(i), _slot(i - 1)
 
             def products(scores_CS):
-                plgpu.barrier_wait(k_in.at[at])
-                take_turn()
                 plgpu.wgmma(scores_CS, own_q.at[group], keys.at[at].transpose((1, 0)))
                 plgpu.barrier_wait(v_in.at[last])
                 plgpu.wgmma(y_CK, low_CS, values.at[last])
@@ -170,6 +168,9 @@ def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float)
                 plgpu.barrier_arrive(v_out.at[last])
                 return carried
 
+            # Before the sums begin: nothing then stands between their zeros and the product.
+            plgpu.barrier_wait(k_in.at[at])
+            take_turn()
             return pl.run_scoped(products, sums(_ROWS, _KEYS))
 
         def save(y_CK, top_C, mass_C):
