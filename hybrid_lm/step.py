@@ -19,7 +19,7 @@ from hybrid_lm.sharding import constrain, shardings, spec
 Batch = dict[str, Any]
 """Arrays tokens_BL, targets_BL, segment_ids_BL, positions_BL (see `hybrid_lm.data.pipeline`)."""
 
-_GPU_OPTIONS = {
+GPU_OPTIONS = {
     # By cuBLAS alone: a product then takes in the addition behind it. Where Triton's products are
     # among the choices, XLA makes that a pass over memory of its own.
     "xla_gpu_enable_triton_gemm": False,
@@ -206,5 +206,5 @@ def jitted_step(
         make_step(model, optimizer, config),
         donate_argnums=0,
         out_shardings=(placed, None),
-        compiler_options=_GPU_OPTIONS if on_gpu() else None,
+        compiler_options=GPU_OPTIONS if on_gpu() else None,
     )
