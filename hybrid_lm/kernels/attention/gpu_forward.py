@@ -198,7 +198,8 @@ def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float)
             mass_C = jnp.sum(mass_CF, axis=1)
             own_mass.at[group][...] = mass_C
             plgpu.commit_smem()
-            # All of them in every warp, so that all threads come to the same decision.
+            # All of them in every warp, so that all threads decide alike; where one of them already
+            # saves, what it writes over its masses is no greater.
             mass_C_all = plgpu.load(own_mass.at[group], layout=FRAGMENTS.reduce(0))
             is_finite = jnp.max(mass_C_all) < _MOST  # False where it is NaN
             pl.when(is_finite)(lambda: save(y_CK, top_C, mass_C))
