@@ -198,10 +198,10 @@ def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float)
             mass_C = jnp.sum(mass_CF, axis=1)
             own_mass.at[group][...] = mass_C
             plgpu.commit_smem()
-            # All of them in every warp, so that all threads decide alike; where one of them already
-            # saves, what it writes over its masses is no greater.
+            # All of them in every warp, before any thread saves: so all threads decide alike.
             mass_C_all = plgpu.load(own_mass.at[group], layout=FRAGMENTS.reduce(0))
             is_finite = jnp.max(mass_C_all) < _MOST  # False where it is NaN
+            plgpu.commit_smem()
             pl.when(is_finite)(lambda: save(y_CK, top_C, mass_C))
             return is_finite
 
