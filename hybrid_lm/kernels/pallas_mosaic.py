@@ -16,6 +16,11 @@ def matrices(*shape: int, dtype: jax.typing.DTypeLike):
     return plgpu.SMEM(shape, dtype, transforms=(tiles, swizzle))
 
 
+def places(shape: tuple[int, int], axis: int) -> jax.Array:
+    """The row (axis 0) or column (1) of each entry of a matrix in fragments."""
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=FRAGMENTS)
+
+
 def sums(rows: int, columns: int):
     """Registers that products add to, zero at first."""
     return plgpu.WGMMAAccumulatorRef((rows, columns), jnp.float32)

@@ -15,7 +15,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.pallas_mosaic import FRAGMENTS, matrices, sums
+from hybrid_lm.kernels.pallas_mosaic import FRAGMENTS, matrices, places, sums
 
 _OWNERS = 2  # warpgroups with keys
 _OWN = 64  # keys of a warpgroup: those of one product
@@ -138,9 +138,7 @@ def _kernel(q, k, v, dy, mass, offset, *refs, packed: bool, steps: int, scale: f
                 scores_SC = plgpu.wgmma_accumulator_load(scores_SC, wait_n=1)
                 scores_SC = scores_SC * (scale * math.log2(math.e))
                 if masked:
-                    place = partial(
-                        plgpu.broadcasted_iota, jnp.int32, (_OWN, _ROWS), layout=FRAGMENTS
-                    )
+                    place = partial(places, (_OWN, _ROWS))
                     seen = place(1) + (first + i) * _ROWS >= place(0) + start
                     if packed:
                         starts_C = plgpu.load(own_starts[0].at[at], layout=FRAGMENTS.reduce(0))

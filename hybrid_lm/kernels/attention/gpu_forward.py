@@ -20,7 +20,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from hybrid_lm.kernels.pallas_mosaic import FRAGMENTS, matrices, sums
+from hybrid_lm.kernels.pallas_mosaic import FRAGMENTS, matrices, places, sums
 
 _GROUPS = 3  # warpgroups with queries
 _ROWS = 64  # queries of a warpgroup: those of one product
@@ -123,12 +123,13 @@ def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float)
         def in_document(scores_CS, first_key):
             if not packed:
                 return scores_CS
-            key_CS = _places(scores_CS, 1) + first_key
+            key_CS = places(scores_CS.shape, 1) + first_key
             seen = key_CS >= _spread(starts_C, scores_CS.shape[1])
             return jnp.where(seen, scores_CS, -jnp.inf)
 
         def causal(scores_CS, first_key):
-            seen = _places(scores_CS, 0) + first >= _places(scores_CS, 1) + first_key
+            place = partial(places, scores_CS.shape)
+            seen = place(0) + first >= place(1) + first_key
             return in_document(jnp.where(seen, scores_CS, -jnp.inf), first_key)
 
         def own_scores():
@@ -231,9 +232,9 @@ def _kernel(q, k, v, *refs, packed: bool, length: int, tiles: int, scale: float)
                 plgpu.commit_smem()  # read by all threads
                 return next_C, mass_C * fade_C + jnp.sum(more_CF, axis=1)
 
-            begin = starts[0][row, first] if packed else 0
-            steps = (first - begin + _FEWER - 1) // _FEWER + 1
-            save(y_CK, *jax.lax.fori_loop(0, steps, step, (_rows(-jnp.inf), _rows(0.0))))
+            earlier = first - starts[0][row, first] if packed else first  # keys
+            count = (earlier + _FEWER - 1) // _FEWER + 1
+            save(y_CK, *jax.lax.fori_loop(0, count, step, (_rows(-jnp.inf), _rows(0.0))))
 
         is_finite = pl.run_scoped(walk, sums(_ROWS, y.shape[-1]))
         pl.when(~is_finite)(lambda: pl.run_scoped(walk_again, sums(_ROWS, y.shape[-1])))
@@ -278,10 +279,6 @@ def _rows(value: float) -> jax.Array:
 
 def _spread(x_C: jax.Array, columns: int) -> jax.Array:
     return jax.lax.broadcast_in_dim(x_C, (_ROWS, columns), [0])
-
-
-def _places(x_CS: jax.Array, axis: int) -> jax.Array:
-    return plgpu.broadcasted_iota(jnp.int32, x_CS.shape, axis, layout=FRAGMENTS)
 
 
 def _folded(x_CS: jax.Array) -> jax.Array:
