@@ -3,6 +3,8 @@
 Run by ``make test-gpu`` on a machine with a GPU; `make test` does not collect this folder.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,9 +60,24 @@ def truth_gradients(q, k, v, weights, y, dy):
     return np.einsum("bhls,bshk->blhk", dscores, k_H), *(x.reshape(fold).sum(3) for x in per_head)
 
 
+def wide(*arrays):
+    return [np.asarray(x.astype(jnp.float32), np.float64) for x in arrays]
+
+
 def relative_rmse(got, want):
-    got = np.asarray(got.astype(jnp.float32), np.float64)
+    (got,) = wide(got)
     return np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+
+
+def check(attend, q, k, v, dy, starts, window=None):
+    """``attend(q, k, v)`` and its gradients against float64."""
+    y, pull = jax.vjp(attend, q, k, v)
+    q64, k64, v64, dy64 = wide(q, k, v, dy)
+    weights, want = truth(q64, k64, v64, starts, window)
+    assert relative_rmse(y, want) <= 0.005
+    wants = truth_gradients(q64, k64, v64, weights, want, dy64)
+    for got, want in zip(pull(dy), wants, strict=True):
+        assert relative_rmse(got, want) <= 0.005
 
 
 @pytest.mark.parametrize("kind", ["dense", "even", "uneven", "full"])
@@ -73,19 +90,9 @@ def test_cudnn_matches_float64(kind, window, heads, kv_heads, dim):
     dy = jnp.asarray(rng.normal(size=shapes[0]), jnp.bfloat16)
     starts = layouts(kind, rng, 3)
 
-    def run(q, k, v, implementation):
-        return attention(
-            q, k, v, starts, window=window, max_segments=8, implementation=implementation
-        )
-
-    y, pull = jax.vjp(lambda *x: run(*x, "cudnn"), q, k, v)
-    gradients = pull(dy)
-    q64, k64, v64, dy64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v, dy))
-    weights, want = truth(q64, k64, v64, starts, window)
-    assert relative_rmse(y, want) <= 0.005
-    wants = truth_gradients(q64, k64, v64, weights, want, dy64)
-    for got, want in zip(gradients, wants, strict=True):
-        assert relative_rmse(got, want) <= 0.005
+    options = {"window": window, "max_segments": 8, "implementation": "cudnn"}
+    attend = partial(attention, starts_BL=starts, **options)
+    check(attend, q, k, v, dy, starts, window)
 
 
 def cut(documents: int | None, rng: np.random.Generator, batch: int, length: int):
@@ -109,13 +116,7 @@ def test_kernels_match_float64(batch, length, heads, documents):
     shape = batch, length, heads, 64
     q, k, v, dy = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for _ in range(4))
     starts = cut(documents, rng, batch, length)
-    y, pull = jax.vjp(lambda *qkv: gpu.attention(*qkv, starts), q, k, v)
-    q64, k64, v64, dy64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v, dy))
-    weights, want = truth(q64, k64, v64, starts, None)
-    assert relative_rmse(y, want) <= 0.005
-    wants = truth_gradients(q64, k64, v64, weights, want, dy64)
-    for got, want in zip(pull(dy), wants, strict=True):
-        assert relative_rmse(got, want) <= 0.005
+    check(lambda *qkv: gpu.attention(*qkv, starts), q, k, v, dy, starts)
 
 
 @pytest.mark.parametrize("documents", [None, 3])
@@ -134,7 +135,7 @@ def test_outputs_and_log_masses(batch, length, heads, documents, louder):
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
     starts = cut(documents, rng, batch, length)
     y, log_mass = forward(q, k, v, starts)
-    q64, k64, v64 = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v))
+    q64, k64, v64 = wide(q, k, v)
     weights, want = truth(q64, k64, v64, starts, None)
     assert relative_rmse(y, want) <= 0.005
     # A query's own score less the log-sum-exp is the log of its weight for itself.

@@ -51,10 +51,6 @@ def configured(corpus, options) -> tuple[configs.Config, Model]:
     return config, Model(config.model, corpus.vocab_size)
 
 
-def batches(corpus):
-    return train_batches(corpus, length=LENGTH, batch_size=ROWS, pack=True, max_segments=8, seed=0)
-
-
 class Run:
     """Training, compiled."""
 
@@ -69,26 +65,20 @@ class Run:
             init = jax.jit(lambda: init_state(model, optimizer, jax.random.key(0)))
             self.init = init.lower().compile()
 
-    def losses(self) -> np.ndarray:
-        source = batches(self.corpus)
+    def train(self, steps: int, keep: tuple[int, ...] = ()) -> tuple[np.ndarray, list[Any]]:
+        """Losses; and before the steps to ``keep``, the parameters and the batch."""
+        batches = train_batches(
+            self.corpus, length=LENGTH, batch_size=ROWS, pack=True, max_segments=8, seed=0
+        )
         with jax.set_mesh(self.mesh):
-            state, found = self.init(), []
-            for _ in range(STEPS):
-                state, metrics = self.step(state, jax.device_put(next(source)))
-                found.append(metrics.loss)
-            return np.asarray(jax.device_get(found))
-
-    def points(self, steps: tuple[int, ...]) -> list[tuple[Any, Any]]:
-        """Parameters before some steps, and the batches of these."""
-        source, found = batches(self.corpus), []
-        with jax.set_mesh(self.mesh):
-            state = self.init()
-            for step in range(max(steps) + 1):
-                batch = next(source)
-                if step in steps:
-                    found.append((jax.device_get(state.params), batch))
-                state, _ = self.step(state, jax.device_put(batch))
-        return found
+            state, losses, points = self.init(), [], []
+            for step in range(steps):
+                batch = next(batches)
+                if step in keep:
+                    points.append((jax.device_get(state.params), batch))
+                state, metrics = self.step(state, jax.device_put(batch))
+                losses.append(metrics.loss)
+            return np.asarray(jax.device_get(losses)), points
 
 
 def gradient(corpus, **options):
@@ -120,7 +110,7 @@ def corpus(tmp_path_factory):
 def test_losses_follow_xla(corpus):
     with ThreadPoolExecutor(2) as pool:  # compiling takes longer than running
         runs = pool.map(lambda options: Run(corpus, **options), (THROUGH_XLA, {}))
-        expected, ours = (run.losses() for run in runs)
+        expected, ours = (run.train(STEPS)[0] for run in runs)
     np.testing.assert_allclose(ours, expected, rtol=0.005)
 
 
@@ -132,7 +122,7 @@ def test_gradients_are_those_of_xla(corpus):
     with ThreadPoolExecutor(3) as pool:
         run = pool.submit(Run, corpus)
         exact, ours = pool.map(lambda options: gradient(corpus, **options), (THROUGH_XLA, {}))
-        points = run.result().points((40, 60, 79))
+        _, points = run.result().train(80, keep=(40, 60, 79))
     for point in points:
         paths = jax.tree_util.tree_leaves_with_path(exact(*point))
         for (path, want), got in zip(paths, jax.tree.leaves(ours(*point)), strict=True):
